@@ -1,0 +1,1 @@
+"""Foundation-model building blocks for retinal OCT: models, losses, optimisation, runtimes, checkpoints, tracking."""

@@ -1,0 +1,43 @@
+"""What a task's loader hands to the step: frozen batches of plain tensors of fixed shapes, and nothing else.
+
+No metadata, paths or ids travel here: a tensor subclass or an object inside a batch breaks the transfer to XLA.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class JEPABatch:
+    """Two aligned views and the split of their tokens (shape letters: geometry.py).
+
+    context_view, target_view: uint8 or float [B, 1, D, H, W]; context_idx: int64 [B, Nc]; target_idx: int64 [B, Nt],
+    positions in the flattened patch grid, disjoint within a volume.
+    """
+
+    context_view: torch.Tensor
+    target_view: torch.Tensor
+    context_idx: torch.Tensor
+    target_idx: torch.Tensor
+
+    @classmethod
+    def from_dict(cls, collated: Mapping[str, torch.Tensor]) -> Self:
+        """Takes the fields by name out of a collated training batch; further entries (`mask`) stay behind."""
+        return cls(**{field.name: collated[field.name] for field in fields(cls)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch on `device`."""
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()}
+        return type(self)(**moved)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def num_samples(self) -> int:
+        """B, the volumes of this batch."""
+        return self.context_view.shape[0]

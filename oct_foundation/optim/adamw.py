@@ -1,0 +1,135 @@
+"""AdamW (arXiv 1711.05101) for a step that is one XLA graph and may have to be skipped on the device.
+
+Two things that torch's own class does not do: its state exists before the first step (else steps 1 and 2 are two
+graphs), and `step` leaves parameters and moments untouched where `guard.finite` is 0, without a look from the host.
+CPU and CUDA run torch's fused kernel; XLA, which has none, traces the same formulas.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NotRequired, TypedDict
+
+import torch
+
+from oct_foundation.optim.clipping import GradientGuard
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that share whether weight decay applies to them."""
+
+    params: list[torch.nn.Parameter]
+    decay: bool
+    lr: NotRequired[float | torch.Tensor]
+
+
+class AdamW(torch.optim.Optimizer):
+    """Decoupled weight decay Adam over `groups`; `guard` measures and clips just before each update.
+
+    The guard runs as a step pre-hook, so that `xm.optimizer_step`, which reduces and then steps, measures the
+    reduced gradient. `set_scalars` gives learning rate and weight decay before each step.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[ParameterGroup],
+        *,
+        guard: GradientGuard,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.betas, self.eps, self.guard = betas, eps, guard
+        super().__init__(list(groups), {})
+        self._learning_rate: float | torch.Tensor = 0.0
+        self._weight_decay: float | torch.Tensor = 0.0
+        self._create_state()
+        self.register_step_pre_hook(lambda optimizer, args, kwargs: guard.measure_and_clip(self.parameters()))
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All parameters, in the order of the groups."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def set_scalars(self, learning_rate: float | torch.Tensor, weight_decay: float | torch.Tensor) -> None:
+        """The values for the next step: numbers, or 0-d tensors on XLA, where a number would be part of the graph."""
+        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+
+    def _create_state(self) -> None:
+        """One step counter per device for all parameters: 0-d tensors are not free on a TPU."""
+        counters: dict[torch.device, torch.Tensor] = {}
+        for parameter in self.parameters():
+            count = counters.setdefault(parameter.device, torch.zeros((), device=parameter.device))
+            zeros = (torch.zeros_like(parameter) for _ in range(2))
+            self.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), (count, *zeros), strict=True))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copies a saved state into the existing tensors; raises ValueError when it is of other parameters."""
+        saved = state_dict["state"]
+        own = self.parameters()
+        if len(saved) != len(own):
+            raise ValueError(f"the saved optimizer has {len(saved)} parameters, this model {len(own)}")
+        with torch.no_grad():
+            for index, parameter in enumerate(own):
+                for name, tensor in self.state[parameter].items():
+                    if tensor.shape != saved[index][name].shape:
+                        raise ValueError(
+                            f"saved optimizer state {index}.{name} has shape {list(saved[index][name].shape)}, "
+                            f"the model's parameter {list(tensor.shape)}: this checkpoint is of another model"
+                        )
+                    tensor.copy_(saved[index][name])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient, unless `guard.finite` is 0."""
+        for group in self.param_groups:
+            active = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not active:
+                continue
+            weight_decay = self._weight_decay if group["decay"] else 0.0
+            if active[0].device.type == "xla":
+                self._update_traced(active, weight_decay)
+            else:
+                self._update_fused(active, float(weight_decay))
+        self._count_step()
+
+    def _update_fused(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> None:
+        """torch's fused kernel, the one that `torch.optim.AdamW(fused=True)` calls; it skips where found_inf is 1.
+
+        It wants the number of this update, 1 for the first, while the state holds finished updates.
+        """
+        states = [self.state[parameter] for parameter in parameters]
+        number = states[0]["step"] + 1
+        torch._fused_adamw_(
+            parameters,
+            [parameter.grad for parameter in parameters],  # type: ignore[misc]
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [number] * len(states),
+            lr=float(self._learning_rate),
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=weight_decay,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=1.0 - self.guard.finite,
+        )
+
+    def _update_traced(self, parameters: list[torch.nn.Parameter], weight_decay: float | torch.Tensor) -> None:
+        """The same formulas, tensor by tensor: XLA fuses each into one pass over memory."""
+        beta1, beta2 = self.betas
+        finite = self.guard.finite > 0
+        number = self.state[parameters[0]]["step"] + 1
+        correction1 = 1 - torch.pow(torch.full_like(number, beta1), number)
+        correction2 = 1 - torch.pow(torch.full_like(number, beta2), number)
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            exp_avg = state["exp_avg"] * beta1 + gradient * (1 - beta1)
+            exp_avg_sq = state["exp_avg_sq"] * beta2 + gradient * gradient * (1 - beta2)
+            denominator = (exp_avg_sq / correction2).sqrt() + self.eps
+            decayed = parameter * (1 - self._learning_rate * weight_decay)
+            updated = decayed - self._learning_rate * (exp_avg / correction1) / denominator
+            for old, new in ((state["exp_avg"], exp_avg), (state["exp_avg_sq"], exp_avg_sq), (parameter, updated)):
+                old.copy_(torch.where(finite, new, old))
+
+    def _count_step(self) -> None:
+        for counter in {id(state["step"]): state["step"] for state in self.state.values()}.values():
+            counter.add_(self.guard.finite.to(counter.device))

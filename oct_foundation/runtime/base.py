@@ -1,0 +1,107 @@
+"""What a training run asks of the machine it runs on; the loop and the step know nothing else of devices.
+
+One process per device everywhere: a chip under `xmp.spawn`, a GPU under torchrun, a gloo process on CPU.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import torch
+from torch import nn
+
+RuntimeKind = Literal["xla", "cuda", "cpu"]
+Precision = Literal["bf16", "fp32"]
+Scalar = float | torch.Tensor
+
+
+class DeviceBatch(Protocol):
+    """A batch that can be moved to a device."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """The same batch on `device`."""
+        ...
+
+
+B = TypeVar("B", bound=DeviceBatch)
+
+
+class Runtime(Protocol):
+    """One rank's view of the device and of the other ranks."""
+
+    kind: RuntimeKind
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """The model to call in training: equal weights on all ranks, gradients reduced as this runtime does it."""
+        ...
+
+    def batches(self, batches: Iterable[B]) -> Iterator[B]:
+        """The same batches on the device, the next one on its way while one is in use."""
+        ...
+
+    def scalars(self, values: Mapping[str, float]) -> dict[str, Scalar]:
+        """Changing numbers in the form that does not make a new program of the step."""
+        ...
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[None]:
+        """Matrix work in bfloat16 (weights stay fp32) or all in fp32."""
+        ...
+
+    def accumulation(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-step that is not the last: gradients stay on the rank."""
+        ...
+
+    def end_micro_step(self, num_micro_steps: int) -> None:
+        """After each micro-step but the last: XLA may cut the program here."""
+        ...
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Mean of the gradients over ranks where not yet done, then `optimizer.step()` with its hooks."""
+        ...
+
+    def end_step(self) -> None:
+        """The step is complete: XLA runs it as one program, with nothing left pending."""
+        ...
+
+    def fetch(self, metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """0-d device tensors -> floats: the only place where the host waits for the device."""
+        ...
+
+    def mean_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each value averaged over all ranks; every rank calls it with the same names."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """One small picklable object of every rank, in the order of ranks, on every rank."""
+        ...
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        ...
+
+    def random_state(self) -> dict[str, torch.Tensor | int]:
+        """The device's generator; empty where it is the host's."""
+        ...
+
+    def set_random_state(self, state: Mapping[str, torch.Tensor | int]) -> None:
+        """Puts back what `random_state` gave; a state of another kind of device is left aside."""
+        ...
+
+    def graphs_compiled(self) -> int | None:
+        """Programs compiled so far in this process; None where nothing is compiled."""
+        ...
+
+    def memory_bytes(self) -> int | None:
+        """Peak memory of the device, or of the process on a CPU; None where it cannot be told."""
+        ...
+
+    def describe(self) -> str:
+        """The device in words, for the log and the summary."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the process groups."""
+        ...

@@ -1,0 +1,114 @@
+"""CPU and CUDA: plain torch, with DistributedDataParallel where there is more than one rank."""
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from oct_foundation.runtime.base import B, Precision, Scalar
+from oct_foundation.runtime.ranks import TIMEOUT, Ranks
+
+
+class NativeRuntime:
+    """One rank on `kind`; rank and world size come from torchrun's environment, else it is alone."""
+
+    def __init__(self, kind: Literal["cuda", "cpu"]) -> None:
+        self.kind: Literal["cuda", "cpu"] = kind
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device("cpu")
+        if kind == "cuda":
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
+        host_group = None
+        if self.world_size > 1:
+            # DDP reduces over nccl on CUDA; objects always travel over gloo, so that no host exchange meets the GPU.
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+            host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if kind == "cuda" else None
+        self._ranks = Ranks(self.rank, self.world_size, host_group)
+        self.mean_over_ranks, self.gather, self.barrier = self._ranks.mean, self._ranks.gather, self._ranks.barrier
+        self.close = self._ranks.close
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """DDP broadcasts rank 0's weights; alone the model itself is called."""
+        if self.world_size == 1:
+            return model
+        devices = [self.device] if self.kind == "cuda" else None
+        return DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def batches(self, batches: Iterable[B]) -> Iterator[B]:
+        """Copies one batch ahead on CUDA (the loader pins its memory); passes through on CPU."""
+        if self.kind == "cpu":
+            yield from batches
+            return
+        ahead: B | None = None
+        for batch in batches:
+            following = batch.to(self.device, non_blocking=True)
+            if ahead is not None:
+                yield ahead
+            ahead = following
+        if ahead is not None:
+            yield ahead
+
+    def scalars(self, values: Mapping[str, float]) -> dict[str, Scalar]:
+        """Numbers stay numbers."""
+        return dict(values)
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[None]:
+        """bf16 needs no gradient scaler."""
+        return torch.autocast(self.kind, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    def accumulation(self, model: nn.Module) -> AbstractContextManager[None]:
+        """DDP leaves the gradients alone here."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def end_micro_step(self, num_micro_steps: int) -> None:
+        """Nothing is pending in eager mode."""
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """DDP has reduced during the last backward."""
+        optimizer.step()
+
+    def end_step(self) -> None:
+        """Nothing is pending in eager mode."""
+
+    def fetch(self, metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """One transfer for all values."""
+        values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
+        return dict(zip(metrics, values, strict=True))
+
+    def random_state(self) -> dict[str, torch.Tensor | int]:
+        """CUDA's generator; the CPU's is the host's."""
+        return {"cuda": torch.cuda.get_rng_state(self.device)} if self.kind == "cuda" else {}
+
+    def set_random_state(self, state: Mapping[str, torch.Tensor | int]) -> None:
+        """Puts CUDA's generator back."""
+        if self.kind == "cuda" and isinstance(saved := state.get("cuda"), torch.Tensor):
+            torch.cuda.set_rng_state(saved, self.device)
+
+    def graphs_compiled(self) -> None:
+        """Eager mode compiles nothing."""
+
+    def memory_bytes(self) -> int:
+        """Peak of the allocator on CUDA, peak resident size of the process on CPU."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+    def describe(self) -> str:
+        """GPU name, or processor and threads."""
+        if self.kind == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+

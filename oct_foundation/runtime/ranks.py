@@ -1,0 +1,43 @@
+"""Exchange between ranks on the host, over gloo: the same on every runtime, and never part of a device program.
+
+A world of one needs no process group and opens no port.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+# One rank per host may prepare hours of data while the others wait for it here.
+TIMEOUT = timedelta(hours=24)
+
+
+class Ranks:
+    """`gather`, `mean` and `barrier` over the default or the given process group."""
+
+    def __init__(self, rank: int, world_size: int, group: dist.ProcessGroup | None = None) -> None:
+        self.rank, self.world_size, self._group = rank, world_size, group
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable object of every rank, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each value averaged over the ranks."""
+        gathered = self.gather(dict(values))
+        return {name: sum(other[name] for other in gathered) / self.world_size for name in values}
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world_size > 1:
+            dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        """Destroys the process groups of this process, if there are any."""
+        if dist.is_initialized():
+            dist.destroy_process_group()

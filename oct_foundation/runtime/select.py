@@ -1,0 +1,122 @@
+"""Chooses the runtime and starts one worker per device.
+
+The parent never touches a device: `xmp.spawn` fails once it has been touched, and a check that fails early is free.
+"""
+
+import glob
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from oct_foundation.runtime.base import Runtime, RuntimeKind
+
+DeviceChoice = Literal["auto", "xla", "cuda", "cpu"]
+T = TypeVar("T")
+Worker = Callable[[Runtime, T], int]
+
+
+def tpu_present() -> bool:
+    """Whether this host has TPU chips, told by their device files (v4 and older: accel; v5 and newer: vfio)."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def choose_kind(choice: DeviceChoice) -> RuntimeKind:
+    """TPU if there is one, else CUDA, else XLA on the CPU where torch-xla exists, else plain CPU.
+
+    Raises ValueError when the wanted device is not there.
+    """
+    import importlib.util
+
+    import torch
+
+    has_xla = importlib.util.find_spec("torch_xla") is not None
+    match choice:
+        case "auto":
+            if has_xla and tpu_present():
+                return "xla"
+            return "cuda" if torch.cuda.is_available() else "xla" if has_xla else "cpu"
+        case "xla" if not has_xla:
+            raise ValueError("device xla: torch-xla is not installed (it exists for Linux x86-64 only); use cpu or cuda")
+        case "cuda" if not torch.cuda.is_available():
+            raise ValueError("device cuda: torch finds no CUDA device here; use --device xla or --device cpu")
+        case _:
+            return choice
+
+
+def launch(kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int = 1) -> int:
+    """Runs `worker(runtime, argument)` once per device and returns the largest exit code.
+
+    xla: xmp.spawn, all chips of this host, or one process of XLA on the CPU. cuda, cpu: this process is the rank,
+    which torchrun may have started several times; cpu with `num_processes` > 1 starts gloo processes itself.
+    """
+    if kind == "xla":
+        return _spawn_xla(worker, argument)
+    if kind == "cpu" and num_processes > 1 and "RANK" not in os.environ:
+        return _spawn_gloo(worker, argument, num_processes)
+    from oct_foundation.runtime.native import NativeRuntime
+
+    return _run(NativeRuntime(kind), worker, argument)
+
+
+def _spawn_xla(worker: Worker[T], argument: T) -> int:
+    on_tpu = tpu_present()
+    os.environ.setdefault("PJRT_DEVICE", "TPU" if on_tpu else "CPU")
+    import torch_xla.distributed.xla_multiprocessing as xmp
+
+    nprocs = None if os.environ["PJRT_DEVICE"] == "TPU" else 1
+    xmp.spawn(_xla_worker, args=(worker, argument), nprocs=nprocs)
+    return 0
+
+
+def _xla_worker(_index: int, worker: Worker[T], argument: T) -> None:
+    from oct_foundation.runtime.xla import XlaRuntime
+
+    code = _run(XlaRuntime(), worker, argument)
+    if code:
+        sys.exit(code)
+
+
+def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int) -> int:
+    import socket
+
+    import torch.multiprocessing
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(
+        _gloo_worker, args=(worker, argument, num_processes, port), nprocs=num_processes
+    )
+    return 0
+
+
+def _gloo_worker(rank: int, worker: Worker[T], argument: T, num_processes: int, port: int) -> None:
+    import torch
+
+    from oct_foundation.runtime.native import NativeRuntime
+
+    rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in rendezvous.items()}, MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+    code = _run(NativeRuntime("cpu"), worker, argument)
+    if code:
+        sys.exit(code)
+
+
+def _run(runtime: Runtime, worker: Worker[T], argument: T) -> int:
+    """The worker's top: a failing rank shows its own traceback and leaves at once, taking its exit code along.
+
+    Others would wait in a collective for a rank that only raised; a spawn parent shows it as BrokenProcessPool.
+    """
+    try:
+        code = worker(runtime, argument)
+    except BaseException:
+        print(f"rank {runtime.rank} of {runtime.world_size} failed:", file=sys.stderr)
+        traceback.print_exc()
+        sys.stderr.flush()
+        if runtime.world_size > 1:
+            os._exit(1)
+        raise
+    runtime.close()
+    return code

@@ -1,0 +1,1 @@
+"""Entry points, tasks and the training loop."""

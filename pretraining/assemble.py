@@ -1,0 +1,154 @@
+"""Builds a `Run` out of a configuration, prepared data and a runtime; everything that can be refused is refused here."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_setup.index import PreparedSet
+from oct_foundation.checkpoints.local import LocalStore
+from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, parse_ckpt_dir
+from oct_foundation.checkpoints.manager import CheckpointManager
+from oct_foundation.optim.adamw import AdamW
+from oct_foundation.optim.clipping import GradientGuard
+from oct_foundation.optim.groups import parameter_groups
+from oct_foundation.runtime.base import Runtime
+from oct_foundation.tracking.tracker import Tracker
+from pretraining.config import ConfigError, RunConfig
+from pretraining.loop import Run
+from pretraining.provenance import git_sha, versions
+from pretraining.run_folder import RunFolder
+from pretraining.state import ResumeError, TrainState
+from pretraining.tasks.task import Task
+from pretraining.tasks.vjepa import VJEPATask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the launcher hands to every rank."""
+
+    config: RunConfig
+    folder: RunFolder
+    prepared: Path
+
+
+def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run, int], Tracker]) -> Run:
+    """Task, model, optimizer, schedules, checkpoints; resumes where the run's folder holds a checkpoint.
+
+    Raises ConfigError where the configuration does not fit the devices or the data, ResumeError where a checkpoint is
+    of another run.
+    """
+    config = job.config
+    prepared = PreparedSet.load(job.prepared)
+    accumulation = config.batch.accumulation(runtime.world_size)
+    task = VJEPATask(config, prepared)
+    try:
+        per_epoch = task.steps_per_epoch(world_size=runtime.world_size)
+        total_steps = min(config.train.epochs * per_epoch, config.train.max_steps or config.train.epochs * per_epoch)
+        schedules = config.optim.schedules(total_steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    checkpoints = open_checkpoints(job)
+    state = build_state(config, task, runtime)
+    run = Run(
+        config=config,
+        task=task,
+        runtime=runtime,
+        state=state,
+        schedules=schedules,
+        total_steps=total_steps,
+        global_batch=config.batch.global_batch_size,
+        accumulation=accumulation,
+        tracker=Tracker.nowhere(),
+        checkpoints=checkpoints if runtime.rank == 0 else None,
+        facts=_facts(config, task, total_steps, per_epoch),
+    )
+    if checkpoints is not None and config.checkpoint.resume:
+        resume(run, checkpoints)
+    run.facts["start_step"] = state.step
+    run.tracker = make_tracker(run, state.step)
+    return run
+
+
+def build_state(config: RunConfig, task: Task, runtime: Runtime) -> TrainState:
+    """Model on the device, optimizer with its moments, replica; in the order that keeps the step one XLA program."""
+    model = task.build_model().to(runtime.device)
+    guard = GradientGuard(config.optim.clip_norm, runtime.device)
+    optimizer = AdamW(parameter_groups(model), guard=guard, betas=config.optim.betas, eps=config.optim.eps)
+    return TrainState(model=model, replica=runtime.replicate(model), optimizer=optimizer)
+
+
+def open_checkpoints(job: Job) -> CheckpointManager | None:
+    """The manager of the run's checkpoints, probed; None, with one log line, where they are switched off."""
+    settings = job.config.checkpoint
+    match parse_ckpt_dir(settings.ckpt_dir):
+        case Disabled() as disabled:
+            log.warning("checkpoints are off: %s", disabled.reason)
+            return None
+        case GcsUri() as uri:
+            raise ConfigError(
+                f"checkpoint.ckpt_dir={uri}: this version writes checkpoints to local disk only; give a path, and copy "
+                f"the folder to the bucket afterwards"
+            )
+        case LocalPath() as local:
+            store = LocalStore(local.path)
+            try:
+                store.probe()
+            except OSError as error:
+                raise ConfigError(f"checkpoint.ckpt_dir={local.path} cannot be used: {error}") from error
+            return CheckpointManager(store, settings, run_id=job.folder.run_id)
+
+
+def resume(run: Run, checkpoints: CheckpointManager) -> None:
+    """Takes up the newest intact checkpoint, the same on every rank, if there is any."""
+    runtime = run.runtime
+    newest = checkpoints.latest_intact() if runtime.rank == 0 else None
+    step = runtime.gather(newest)[0]
+    if step is None:
+        return
+    saved, manifest = checkpoints.restore(step)
+    _same_run(manifest["facts"], run.facts)
+    if saved["samples_seen"] % run.global_batch:
+        raise ResumeError(
+            f"the checkpoint has seen {saved['samples_seen']} samples, which batch.global_batch_size={run.global_batch} "
+            f"does not divide; use the value it was trained with"
+        )
+    run.state.restore(saved, runtime)
+    runtime.end_step()  # restored tensors become inputs of the step's program, not part of it
+    log.info("resumed from step %d of %d", run.state.step, run.total_steps)
+
+
+def _facts(config: RunConfig, task: Task, total_steps: int, per_epoch: int) -> dict[str, Any]:
+    """What must be equal when a run goes on, and what its checkpoints tell about it."""
+    return {
+        "config": config.to_dict(),
+        "total_steps": total_steps,
+        "samples_per_epoch": per_epoch * config.batch.global_batch_size,
+        "data": task.data_fingerprint(),
+        "versions": versions(),
+        "git_sha": git_sha(),
+    }
+
+
+def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ResumeError naming what differs between a checkpoint and this run, where it would change the training."""
+    if saved["data"] != now["data"]:
+        raise ResumeError(
+            "the training samples or their order differ from the checkpoint's: files were added, removed or prepared "
+            "otherwise. Use the same data, or start anew with another output_dir (or checkpoint.resume=false)"
+        )
+    for key in ("model", "mask", "seed"):
+        if saved["config"][key] != now["config"][key]:
+            raise ResumeError(
+                f"{key} differs from the checkpoint's: {saved['config'][key]} there, {now['config'][key]} here. Use the "
+                f"same configuration, or start anew with another output_dir (or checkpoint.resume=false)"
+            )
+    if saved["total_steps"] != now["total_steps"]:
+        log.warning(
+            "the run is now %d steps long, it was %d: schedules that end with the run change",
+            now["total_steps"],
+            saved["total_steps"],
+        )

@@ -1,0 +1,170 @@
+"""The training loop: next batch -> scalars of the step -> step -> meters -> one fetch when logging is due.
+
+Knows no device and no task. Every decision is made from the step number or from values that all ranks share.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from oct_foundation.checkpoints.manager import CheckpointManager
+from oct_foundation.optim.schedules import Schedules
+from oct_foundation.runtime.base import Runtime
+from oct_foundation.tracking.meters import Stopwatch
+from oct_foundation.tracking.tracker import Tracker
+from pretraining.config import RunConfig
+from pretraining.state import TrainState
+from pretraining.step import train_step, validation_loss
+from pretraining.tasks.task import Task
+
+# Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
+WARM_UP_STEPS = 2
+
+
+class DivergedError(RuntimeError):
+    """Too many updates in a row had a gradient that was not finite."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything that a worker trains with; `tracker` and `checkpoints` are None on ranks that neither log nor save."""
+
+    config: RunConfig
+    task: Task
+    runtime: Runtime
+    state: TrainState
+    schedules: Schedules
+    total_steps: int
+    global_batch: int
+    accumulation: int
+    tracker: Tracker
+    checkpoints: CheckpointManager | None
+    facts: dict[str, Any]
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    train_graphs: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+
+def train(run: Run) -> None:
+    """Trains from `run.state.step` to `run.total_steps`; validates, logs and saves when due.
+
+    Raises DivergedError when `optim.max_skipped_in_a_row` updates in a row were skipped.
+    """
+    runtime, state, settings = run.runtime, run.state, run.config.train
+    micro_batches = runtime.batches(
+        run.task.train_batches(
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            start_step=state.step,
+            num_steps=run.total_steps - state.step,
+        )
+    )
+    since = _Interval(step=state.step, samples=state.samples_seen)
+    while state.step < run.total_steps:
+        with run.stopwatch.phase("data_wait"):
+            batches = list(islice(micro_batches, run.accumulation))
+        if len(batches) < run.accumulation:
+            raise RuntimeError(f"the loader ended at step {state.step} of {run.total_steps}: this is an error of octfm")
+        values = _step(run, batches)
+        first = state.step == since.started_at + 1
+        if first or state.step % settings.log_every_steps == 0 or state.step == run.total_steps:
+            _log(run, values, since)
+        if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
+            validate(run)
+        if _due(state.step, run.config.checkpoint.every_steps) or state.step == run.total_steps:
+            save(run)
+
+
+@dataclass
+class _Interval:
+    """What has been logged last, for rates."""
+
+    step: int
+    samples: int
+    time: float = field(default_factory=time.perf_counter)
+    started_at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_at = self.step
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
+    """One update; its time counts as compilation when the runtime compiled during it."""
+    state, runtime = run.state, run.runtime
+    scalars = run.schedules.at(state.step)
+    before, start = runtime.graphs_compiled(), time.perf_counter()
+    metrics = train_step(
+        run.task,
+        state.model,
+        state.replica,
+        state.optimizer,
+        runtime,
+        batches,
+        runtime.scalars(scalars),
+        run.config.train.precision,
+    )
+    state.step += 1
+    state.samples_seen += run.global_batch
+    compiled = (runtime.graphs_compiled() or 0) - (before or 0)
+    run.train_graphs += compiled
+    run.stopwatch.add("compile" if compiled else "step", time.perf_counter() - start)
+    if compiled and state.step > run.facts["start_step"] + WARM_UP_STEPS:
+        run.tracker.warning(
+            f"step {state.step}: XLA compiled {compiled} new program(s). Something in the step changed shape or was read "
+            f"by the host; PT_XLA_DEBUG_LEVEL=1 names the line"
+        )
+    return {"metrics": metrics, "scalars": scalars}
+
+
+def _log(run: Run, values: dict[str, Any], since: _Interval) -> None:
+    """Fetches the metrics of this step, averages the loss over ranks and hands everything to the tracker."""
+    state, runtime = run.state, run.runtime
+    with run.stopwatch.phase("step"):  # on XLA the device works until here
+        fetched = runtime.fetch(values["metrics"])
+    averaged = runtime.mean_over_ranks(fetched)
+    seconds = time.perf_counter() - since.time
+    averaged |= values["scalars"]
+    averaged["samples_per_sec"] = (state.samples_seen - since.samples) / seconds
+    averaged["seconds_per_step"] = seconds / (state.step - since.step)
+    averaged["samples"] = float(state.samples_seen)
+    averaged["epoch"] = state.samples_seen / run.facts["samples_per_epoch"]
+    since.step, since.samples, since.time = state.step, state.samples_seen, time.perf_counter()
+    run.last |= {f"train/{name}": value for name, value in averaged.items()}
+    run.tracker.log({f"train/{name}": value for name, value in averaged.items()}, step=state.step)
+    limit = run.config.optim.max_skipped_in_a_row
+    if averaged["skipped_in_a_row"] >= limit:
+        raise DivergedError(
+            f"the gradient was not finite in the last {int(averaged['skipped_in_a_row'])} updates up to step {state.step} "
+            f"(limit optim.max_skipped_in_a_row={limit}); no update was applied and no weight is damaged. Lower "
+            f"optim.base_lr, lengthen optim.warmup_steps, or look at the data of these steps; restart resumes"
+        )
+
+
+def validate(run: Run) -> None:
+    """Loss on the fixed validation batches, averaged over ranks; silent where there are none."""
+    with run.stopwatch.phase("validation"):
+        batches = list(run.task.val_batches(rank=run.runtime.rank, world_size=run.runtime.world_size))
+        if not batches:
+            return
+        totals = validation_loss(run.task, run.state.model, run.runtime, batches, run.config.train.precision)
+        averaged = run.runtime.mean_over_ranks(run.runtime.fetch(totals))
+    named = {f"val/{name}": value for name, value in averaged.items()}
+    run.last |= named
+    if math.isfinite(averaged["loss"]):
+        run.state.best_val_loss = min(run.state.best_val_loss, averaged["loss"])
+    run.tracker.log(named, step=run.state.step)
+
+
+def save(run: Run) -> None:
+    """Rank 0 writes a checkpoint of this step boundary; no other rank waits for storage."""
+    if run.checkpoints is None:
+        return
+    with run.stopwatch.phase("checkpoint"):
+        metrics = {name: value for name, value in run.last.items() if math.isfinite(value)}
+        run.checkpoints.save(run.state.step, run.state.capture(run.runtime), metrics, run.facts)

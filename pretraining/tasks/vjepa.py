@@ -1,0 +1,87 @@
+"""V-JEPA3D: two aligned views of an OCT volume, fixed-count token masks, an EMA teacher (arXiv 2404.08471)."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from data_setup.datasets import PreparedVolumes, VolumeDataset
+from data_setup.index import PreparedSet
+from data_setup.loaders import train_batches, validation_batches
+from data_setup.masking import MaskGenerator
+from data_setup.sampler import ShardedBatchSampler
+from data_setup.transforms import build_training_transform, build_validation_transform
+from oct_foundation.batch import JEPABatch
+from oct_foundation.models.vjepa3d import VJEPA3D
+from oct_foundation.runtime.base import Scalar
+from pretraining.config import RunConfig
+
+
+class VJEPATask:
+    """Builds the model, the loss and the loaders of a V-JEPA3D run over a prepared set of volumes."""
+
+    def __init__(self, config: RunConfig, prepared: PreparedSet) -> None:
+        self.config = config
+        masks = MaskGenerator(config.grid, config.mask)
+        self._train = VolumeDataset(
+            PreparedVolumes(prepared, "train", config.data.max_samples),
+            build_training_transform(config.data.views, masks, seed=config.seed),
+        )
+        self._val = VolumeDataset(
+            PreparedVolumes(prepared, "val", None), build_validation_transform(masks, seed=config.seed)
+        )
+        self.num_train_samples = len(self._train)
+
+    def build_model(self) -> nn.Module:
+        """Student and teacher, equal on all ranks by the seed."""
+        torch.manual_seed(self.config.seed)
+        return VJEPA3D(self.config.model)
+
+    def loss(self, model: nn.Module, batch: JEPABatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The latent prediction loss."""
+        loss, _predictions, _targets = model(
+            batch.context_view, batch.target_view, context_idx=batch.context_idx, target_idx=batch.target_idx
+        )
+        return loss, {}
+
+    def after_update(self, model: nn.Module, scalars: Mapping[str, Scalar]) -> None:
+        """Moves the teacher towards the student, inside the step."""
+        assert isinstance(model, VJEPA3D)
+        model.update_teacher(scalars["ema_momentum"])
+
+    def sampler(self, rank: int, world_size: int) -> ShardedBatchSampler:
+        """The order of the training samples; raises ValueError when they do not fill one global batch."""
+        batch = self.config.batch
+        return ShardedBatchSampler(
+            num_samples=self.num_train_samples,
+            seed=self.config.seed,
+            rank=rank,
+            world_size=world_size,
+            micro_batch_size=batch.per_core_batch_size,
+            grad_accum_steps=batch.accumulation(world_size),
+            drop_last=self.config.train.drop_last,
+        )
+
+    def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> Iterable[JEPABatch]:
+        """Micro-batches of this rank, `grad_accum_steps` of them per update."""
+        return train_batches(
+            self._train, self.sampler(rank, world_size), self.config.data.loader, start_step=start_step, num_steps=num_steps
+        )
+
+    def val_batches(self, *, rank: int, world_size: int) -> Iterable[JEPABatch]:
+        """Fixed volumes with fixed masks, without augmentation."""
+        return validation_batches(
+            self._val,
+            self.config.data.loader,
+            rank=rank,
+            world_size=world_size,
+            micro_batch_size=self.config.batch.per_core_batch_size,
+        )
+
+    def steps_per_epoch(self, *, world_size: int) -> int:
+        """From the sampler that the run uses."""
+        return self.sampler(0, world_size).steps_per_epoch
+
+    def data_fingerprint(self) -> str:
+        """Hash of the order and of the samples' ids."""
+        return self.sampler(0, 1).order_hash() + self._train.fingerprint()

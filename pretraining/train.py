@@ -1,0 +1,218 @@
+"""The training command: configuration -> prepared data -> one worker per device -> summary.json.
+
+Everything that can be checked without a device is checked before one is touched. Exit codes: 0 done; 2 the
+configuration cannot be run; 1 anything else.
+"""
+
+import argparse
+import logging
+import math
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_setup.index import PreparedSet, TooManyBadFiles
+from data_setup.prepare import prepare
+from data_setup.sources import DirectorySource, PhantomSource
+from oct_foundation.checkpoints.store import StoreError
+from oct_foundation.runtime.base import Runtime
+from oct_foundation.runtime.select import choose_kind, launch
+from oct_foundation.tracking.console import ConsoleTracker
+from oct_foundation.tracking.jsonl import JsonlTracker
+from oct_foundation.tracking.tracker import Tracker, fan_out
+from oct_foundation.tracking.wandb import WandbTracker
+from pretraining.assemble import Job, assemble
+from pretraining.config import ConfigError, RunConfig, load_config
+from pretraining.loop import DivergedError, Run, train
+from pretraining.provenance import git_sha, versions
+from pretraining.run_folder import RunFolder, close_tee
+from pretraining.state import ResumeError
+
+log = logging.getLogger("octfm")
+EXIT_FAILED, EXIT_CONFIG = 1, 2
+# What a user can cause: shown as one message, without a traceback.
+EXPECTED = (TooManyBadFiles, ResumeError, DivergedError, StoreError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG.yaml [key=value ...] [--device ...]."""
+    parser.add_argument("config", type=Path, help="YAML file of the run, for example configs/smoke_test.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example train.max_steps=10")
+    parser.add_argument("--device", choices=("auto", "xla", "cuda", "cpu"), help="overrides runtime.device")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Trains; returns the exit code."""
+    overrides = list(arguments.overrides)
+    if arguments.device:
+        overrides.append(f"runtime.device={arguments.device}")
+    try:
+        config = load_config(arguments.config, overrides)
+        kind = choose_kind(config.runtime.device)
+        if (world := _known_world_size(config, kind)) is not None:
+            config.batch.accumulation(world)
+        assert config.output_dir is not None
+        folder = RunFolder(Path(config.output_dir))
+        folder.create(config.to_yaml())
+    except ValueError as error:  # ConfigError, or what a device or a folder says
+        print(f"octfm: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    set_up_logging()
+    tee = folder.tee_output() if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    try:
+        return _train(config, folder, kind)
+    finally:
+        if tee is not None:
+            close_tee(tee)
+
+
+def _train(config: RunConfig, folder: RunFolder, kind: Any) -> int:
+    log.info("run folder %s, device %s", folder.path, kind)
+    try:
+        job = Job(config=config, folder=folder, prepared=prepare_data(config, folder))
+        return launch(kind, worker, job, num_processes=config.runtime.num_processes)
+    except EXPECTED as error:
+        log.error("%s", error)
+        return EXIT_FAILED
+    except ValueError as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+
+
+def _known_world_size(config: RunConfig, kind: str) -> int | None:
+    """Ranks of the run where they are known before it starts; a TPU's are known inside the workers only."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if kind == "xla":
+        return None if os.environ.get("PJRT_DEVICE", "") == "TPU" else 1
+    return config.runtime.num_processes
+
+
+def prepare_data(config: RunConfig, folder: RunFolder) -> Path:
+    """Volumes of the working size on this host's disk; the table of refused files goes to the log.
+
+    Only the first process of a host works, the others find its result. Raises TooManyBadFiles above
+    `data.max_bad_fraction`.
+    """
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else folder.prepared
+    match config.data.source:
+        case "phantom":
+            source = PhantomSource(cache / "phantom-dicom", config.data.phantom)
+        case "directory":
+            assert config.data.root is not None
+            source = DirectorySource(Path(config.data.root))
+    prepared = prepare(source, cache, config.prepare, num_workers=config.data.prepare_workers, progress=_progress)
+    for line in prepared.bad_file_table():
+        log.warning("%s", line)
+    prepared.check_bad_fraction(config.data.max_bad_fraction)
+    return prepared.path
+
+
+def _progress(done: int, total: int) -> None:
+    if done == total or done % max(1, total // 20) == 0:
+        log.info("prepared %d of %d files", done, total)
+
+
+def worker(runtime: Runtime, job: Job) -> int:
+    """One rank: assembles, trains, and on rank 0 writes the summary, also of a run that failed."""
+    set_up_logging(runtime.rank)
+    run = assemble(job, runtime, lambda run, step: make_tracker(job, runtime, run, step))
+    log.info(
+        "%s; %d ranks; %d samples; steps %d to %d; global batch %d = %d per core x %d ranks x %d accumulated",
+        runtime.describe(),
+        runtime.world_size,
+        run.task.num_train_samples,
+        run.state.step,
+        run.total_steps,
+        run.global_batch,
+        job.config.batch.per_core_batch_size,
+        runtime.world_size,
+        run.accumulation,
+    )
+    outcome = "failed"
+    try:
+        if run.state.step >= run.total_steps:
+            log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.total_steps)
+        else:
+            train(run)
+        outcome = "completed"
+    finally:
+        summary = summarise(run, job, outcome)
+        run.tracker.finish(summary)
+        if runtime.rank == 0:
+            job.folder.write_summary(summary)
+    if runtime.rank == 0:
+        log.info("done: %s", job.folder.summary)
+    return 0
+
+
+def make_tracker(job: Job, runtime: Runtime, run: Run, start_step: int) -> Tracker:
+    """On global rank 0 the file, the console and W&B; nothing elsewhere: one job is one run."""
+    if runtime.rank != 0:
+        return fan_out([])
+    return fan_out(
+        [
+            JsonlTracker(job.folder.metrics, resumed_step=start_step),
+            ConsoleTracker(total_steps=run.total_steps, start_step=start_step),
+            WandbTracker(
+                job.config.wandb,
+                folder=job.folder.path,
+                run_id=job.folder.run_id,
+                name=job.config.name,
+                config=job.config.to_dict(),
+            ),
+        ]
+    )
+
+
+def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
+    """What summary.json holds."""
+    prepared = PreparedSet.load(job.prepared)
+    finals = {name: value if math.isfinite(value) else str(value) for name, value in sorted(run.last.items())}
+    return {
+        "outcome": outcome,
+        "steps": run.state.step,
+        "start_step": run.facts["start_step"],
+        "total_steps": run.total_steps,
+        "samples_seen": run.state.samples_seen,
+        "final": finals,
+        "trainable_parameters": sum(p.numel() for p in run.state.model.parameters() if p.requires_grad),
+        "train_step_graphs": run.train_graphs,
+        "graphs_compiled": run.runtime.graphs_compiled(),
+        "volumes": {"train": run.task.num_train_samples, "accepted": len(prepared.accepted())},
+        "bad_files": prepared.bad_by_reason(),
+        "device": run.runtime.describe(),
+        "runtime": run.runtime.kind,
+        "world_size": run.runtime.world_size,
+        "precision": run.config.train.precision,
+        "peak_memory_bytes": run.runtime.memory_bytes(),
+        "wall_seconds": run.stopwatch.seconds(),
+        "host": platform.platform(),
+        "versions": versions(),
+        "git_sha": git_sha(),
+    }
+
+
+def set_up_logging(rank: int = 0) -> None:
+    """Plain lines on stderr, with the time, and the rank where it is not 0."""
+    who = f" rank {rank}" if rank else ""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s{who} %(levelname).1s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m pretraining.train CONFIG.yaml [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="octfm train", description="Pretrain on OCT volumes.")
+    add_arguments(parser)
+    return run_command(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Where the tests find real scans: `OCTFM_TEST_DATA`, else `../shared/data` beside the checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder with real OCT and MRI and broken files; its users are skipped, loudly, where it is absent."""
+    folder = Path(os.environ.get("OCTFM_TEST_DATA", PROJECT.parent / "shared" / "data"))
+    if not (folder / "oct").is_dir():
+        pytest.skip(f"REAL DATA ABSENT: {folder} has no oct/; set OCTFM_TEST_DATA. These checks did NOT run.")
+    return folder
