@@ -1,10 +1,12 @@
 """Builds a `Run` out of a configuration, prepared data and a runtime; everything that can be refused is refused here."""
 
+import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_setup.index import PreparedSet
 from oct_foundation.checkpoints.local import LocalStore
@@ -14,7 +16,7 @@ from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.base import Runtime
-from oct_foundation.tracking.tracker import Tracker
+from oct_foundation.tracking.tracker import FanOut, Tracker
 from pretraining.config import ConfigError, RunConfig
 from pretraining.loop import Run
 from pretraining.provenance import git_sha, versions
@@ -28,14 +30,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the launcher hands to every rank."""
+    """What the launcher hands to every rank; `terminal_fd` is the terminal that it was started from, if any."""
 
     config: RunConfig
     folder: RunFolder
     prepared: Path
+    terminal_fd: int | None = None
+    launcher_pid: int = 0
+
+    def terminal(self) -> TextIO | None:
+        """The terminal, where this rank runs in the launcher's own process; other processes do not inherit it."""
+        if self.terminal_fd is None or os.getpid() != self.launcher_pid:
+            return None
+        return os.fdopen(self.terminal_fd, "w", closefd=False)
 
 
-def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run, int], Tracker]) -> Run:
+def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run], Tracker]) -> Run:
     """Task, model, optimizer, schedules, checkpoints; resumes where the run's folder holds a checkpoint.
 
     Raises ConfigError where the configuration does not fit the devices or the data, ResumeError where a checkpoint is
@@ -62,14 +72,14 @@ def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run, int], Trac
         total_steps=total_steps,
         global_batch=config.batch.global_batch_size,
         accumulation=accumulation,
-        tracker=Tracker.nowhere(),
+        tracker=FanOut([]),
         checkpoints=checkpoints if runtime.rank == 0 else None,
         facts=_facts(config, task, total_steps, per_epoch),
     )
     if checkpoints is not None and config.checkpoint.resume:
         resume(run, checkpoints)
-    run.facts["start_step"] = state.step
-    run.tracker = make_tracker(run, state.step)
+    run.start_step = state.step
+    run.tracker = make_tracker(run)
     return run
 
 
@@ -106,11 +116,13 @@ def resume(run: Run, checkpoints: CheckpointManager) -> None:
     """Takes up the newest intact checkpoint, the same on every rank, if there is any."""
     runtime = run.runtime
     newest = checkpoints.latest_intact() if runtime.rank == 0 else None
-    step = runtime.gather(newest)[0]
-    if step is None:
+    name = runtime.gather(newest.name if newest else None)[0]  # rank 0 decides, so that no rank takes another
+    if name is None:
         return
-    saved, manifest = checkpoints.restore(step)
-    _same_run(manifest["facts"], run.facts)
+    found = checkpoints.restore(name)
+    assert found is not None, "a checkpoint asked for by name is there or an error"
+    saved, manifest = found
+    _same_run(manifest.facts, run.facts)
     if saved["samples_seen"] % run.global_batch:
         raise ResumeError(
             f"the checkpoint has seen {saved['samples_seen']} samples, which batch.global_batch_size={run.global_batch} "
@@ -124,7 +136,7 @@ def resume(run: Run, checkpoints: CheckpointManager) -> None:
 def _facts(config: RunConfig, task: Task, total_steps: int, per_epoch: int) -> dict[str, Any]:
     """What must be equal when a run goes on, and what its checkpoints tell about it."""
     return {
-        "config": config.to_dict(),
+        "config": json.loads(json.dumps(config.to_dict())),  # tuples become lists, as they come back
         "total_steps": total_steps,
         "samples_per_epoch": per_epoch * config.batch.global_batch_size,
         "data": task.data_fingerprint(),

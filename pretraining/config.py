@@ -58,7 +58,6 @@ class DataSection:
         if self.source == "directory" and not self.root:
             raise ValueError("data.root is needed with data.source=directory: the folder that holds the DICOM files")
         _check_range("data.max_bad_fraction", self.max_bad_fraction, 0.0, 1.0)
-        _check_range("data.val_fraction", self.val_fraction, 0.0, 0.9)
         _check_least("data.prepare_workers", self.prepare_workers, 1)
         if self.max_samples is not None:
             _check_least("data.max_samples", self.max_samples, 1)
@@ -245,7 +244,7 @@ class RunConfig:
             include_nonvolumetric=self.data.include_nonvolumetric,
             allow_burned_in=self.data.allow_burned_in,
             val_fraction=self.data.val_fraction,
-            seed=self.seed,
+            split_seed=self.seed,
         )
 
     def to_yaml(self) -> str:

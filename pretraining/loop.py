@@ -3,16 +3,18 @@
 Knows no device and no task. Every decision is made from the step number or from values that all ranks share.
 """
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from oct_foundation.checkpoints.host_state import to_host
 from oct_foundation.checkpoints.manager import CheckpointManager
 from oct_foundation.optim.schedules import Schedules
 from oct_foundation.runtime.base import Runtime
-from oct_foundation.tracking.meters import Stopwatch
+from oct_foundation.tracking.meters import MetricGuard, Stopwatch
 from oct_foundation.tracking.tracker import Tracker
 from pretraining.config import RunConfig
 from pretraining.state import TrainState
@@ -21,6 +23,10 @@ from pretraining.tasks.task import Task
 
 # Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
 WARM_UP_STEPS = 2
+# Train metrics are missed after this many logging intervals without any.
+MISSED_INTERVALS = 3
+
+log = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
@@ -29,7 +35,7 @@ class DivergedError(RuntimeError):
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything that a worker trains with; `tracker` and `checkpoints` are None on ranks that neither log nor save."""
+    """Everything that a worker trains with; `checkpoints` is None on ranks that do not save."""
 
     config: RunConfig
     task: Task
@@ -42,6 +48,8 @@ class Run:
     tracker: Tracker
     checkpoints: CheckpointManager | None
     facts: dict[str, Any]
+    start_step: int = 0
+    host_state: Any = None  # buffers of the last save, used again by the next
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     train_graphs: int = 0
     last: dict[str, float] = field(default_factory=dict)
@@ -62,6 +70,7 @@ def train(run: Run) -> None:
         )
     )
     since = _Interval(step=state.step, samples=state.samples_seen)
+    guard = MetricGuard(MISSED_INTERVALS * settings.log_every_steps, start_step=state.step)
     while state.step < run.total_steps:
         with run.stopwatch.phase("data_wait"):
             batches = list(islice(micro_batches, run.accumulation))
@@ -70,7 +79,9 @@ def train(run: Run) -> None:
         values = _step(run, batches)
         first = state.step == since.started_at + 1
         if first or state.step % settings.log_every_steps == 0 or state.step == run.total_steps:
-            _log(run, values, since)
+            guard.log(_log(run, values, since), state.step)
+        if (silence := guard.check(state.step)) is not None:
+            log.warning("%s", silence)
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
         if _due(state.step, run.config.checkpoint.every_steps) or state.step == run.total_steps:
@@ -114,15 +125,17 @@ def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
     compiled = (runtime.graphs_compiled() or 0) - (before or 0)
     run.train_graphs += compiled
     run.stopwatch.add("compile" if compiled else "step", time.perf_counter() - start)
-    if compiled and state.step > run.facts["start_step"] + WARM_UP_STEPS:
-        run.tracker.warning(
-            f"step {state.step}: XLA compiled {compiled} new program(s). Something in the step changed shape or was read "
-            f"by the host; PT_XLA_DEBUG_LEVEL=1 names the line"
+    if compiled and state.step > run.start_step + WARM_UP_STEPS:
+        log.warning(
+            "step %d: XLA compiled %d new program(s). Something in the step changed shape or was read by the host; "
+            "PT_XLA_DEBUG_LEVEL=1 names the line",
+            state.step,
+            compiled,
         )
     return {"metrics": metrics, "scalars": scalars}
 
 
-def _log(run: Run, values: dict[str, Any], since: _Interval) -> None:
+def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]:
     """Fetches the metrics of this step, averages the loss over ranks and hands everything to the tracker."""
     state, runtime = run.state, run.runtime
     with run.stopwatch.phase("step"):  # on XLA the device works until here
@@ -135,8 +148,9 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> None:
     averaged["samples"] = float(state.samples_seen)
     averaged["epoch"] = state.samples_seen / run.facts["samples_per_epoch"]
     since.step, since.samples, since.time = state.step, state.samples_seen, time.perf_counter()
-    run.last |= {f"train/{name}": value for name, value in averaged.items()}
-    run.tracker.log({f"train/{name}": value for name, value in averaged.items()}, step=state.step)
+    named = {f"train/{name}": value for name, value in averaged.items()}
+    run.last |= named
+    run.tracker.log(named, step=state.step)
     limit = run.config.optim.max_skipped_in_a_row
     if averaged["skipped_in_a_row"] >= limit:
         raise DivergedError(
@@ -144,6 +158,7 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> None:
             f"(limit optim.max_skipped_in_a_row={limit}); no update was applied and no weight is damaged. Lower "
             f"optim.base_lr, lengthen optim.warmup_steps, or look at the data of these steps; restart resumes"
         )
+    return named
 
 
 def validate(run: Run) -> None:
@@ -167,4 +182,5 @@ def save(run: Run) -> None:
         return
     with run.stopwatch.phase("checkpoint"):
         metrics = {name: value for name, value in run.last.items() if math.isfinite(value)}
-        run.checkpoints.save(run.state.step, run.state.capture(run.runtime), metrics, run.facts)
+        run.host_state = to_host(run.state.capture(run.runtime), run.host_state)
+        run.checkpoints.save(run.state.step, run.host_state, metrics, run.facts)

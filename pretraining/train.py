@@ -11,19 +11,21 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_setup.index import PreparedSet, TooManyBadFiles
 from data_setup.prepare import prepare
 from data_setup.sources import DirectorySource, PhantomSource
+from oct_foundation.checkpoints.manager import new_attempt
 from oct_foundation.checkpoints.store import StoreError
-from oct_foundation.runtime.base import Runtime
+from oct_foundation.runtime.base import Runtime, RuntimeKind
 from oct_foundation.runtime.select import choose_kind, launch
 from oct_foundation.tracking.console import ConsoleTracker
 from oct_foundation.tracking.jsonl import JsonlTracker
-from oct_foundation.tracking.tracker import Tracker, fan_out
-from oct_foundation.tracking.wandb import WandbTracker
+from oct_foundation.tracking.tracker import FanOut, Tracker
+from oct_foundation.tracking.wandb import start_wandb
 from pretraining.assemble import Job, assemble
 from pretraining.config import ConfigError, RunConfig, load_config
 from pretraining.loop import DivergedError, Run, train
@@ -34,12 +36,18 @@ from pretraining.state import ResumeError
 log = logging.getLogger("octfm")
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 # What a user can cause: shown as one message, without a traceback.
-EXPECTED = (TooManyBadFiles, ResumeError, DivergedError, StoreError)
+EXPECTED = (ResumeError, DivergedError, StoreError)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """CONFIG.yaml [key=value ...] [--device ...]."""
-    parser.add_argument("config", type=Path, help="YAML file of the run, for example configs/smoke_test.yaml")
+def add_arguments(parser: argparse.ArgumentParser, config_default: Path | None = None) -> None:
+    """CONFIG.yaml [key=value ...] [--device ...]; the configuration may be left out where there is a default."""
+    parser.add_argument(
+        "config",
+        type=Path,
+        nargs="?" if config_default else None,
+        default=config_default,
+        help="YAML file of the run, for example configs/smoke_test.yaml",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example train.max_steps=10")
     parser.add_argument("--device", choices=("auto", "xla", "cuda", "cpu"), help="overrides runtime.device")
 
@@ -61,25 +69,27 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(f"octfm: {error}", file=sys.stderr)
         return EXIT_CONFIG
     set_up_logging()
+    terminal = os.dup(1) if sys.stdout.isatty() else None
     tee = folder.tee_output() if os.environ.get("LOCAL_RANK", "0") == "0" else None
     try:
-        return _train(config, folder, kind)
+        return _train(config, folder, kind, terminal)
     finally:
         if tee is not None:
             close_tee(tee)
 
 
-def _train(config: RunConfig, folder: RunFolder, kind: Any) -> int:
+def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: int | None) -> int:
     log.info("run folder %s, device %s", folder.path, kind)
     try:
-        job = Job(config=config, folder=folder, prepared=prepare_data(config, folder))
-        return launch(kind, worker, job, num_processes=config.runtime.num_processes)
-    except EXPECTED as error:
+        prepared = prepare_data(config, folder)
+    except TooManyBadFiles as error:
         log.error("%s", error)
         return EXIT_FAILED
-    except ValueError as error:
+    except ValueError as error:  # no data where the configuration says
         log.error("%s", error)
         return EXIT_CONFIG
+    job = Job(config=config, folder=folder, prepared=prepared, terminal_fd=terminal, launcher_pid=os.getpid())
+    return launch(kind, worker, job, num_processes=config.runtime.num_processes)
 
 
 def _known_world_size(config: RunConfig, kind: str) -> int | None:
@@ -108,7 +118,7 @@ def prepare_data(config: RunConfig, folder: RunFolder) -> Path:
     for line in prepared.bad_file_table():
         log.warning("%s", line)
     prepared.check_bad_fraction(config.data.max_bad_fraction)
-    return prepared.path
+    return prepared.folder
 
 
 def _progress(done: int, total: int) -> None:
@@ -117,9 +127,22 @@ def _progress(done: int, total: int) -> None:
 
 
 def worker(runtime: Runtime, job: Job) -> int:
-    """One rank: assembles, trains, and on rank 0 writes the summary, also of a run that failed."""
+    """One rank; what a user can cause is one message and an exit code, anything else a traceback."""
     set_up_logging(runtime.rank)
-    run = assemble(job, runtime, lambda run, step: make_tracker(job, runtime, run, step))
+    try:
+        _train_rank(runtime, job)
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+    except EXPECTED as error:
+        log.error("%s", error)
+        return EXIT_FAILED
+    return 0
+
+
+def _train_rank(runtime: Runtime, job: Job) -> None:
+    """Assembles, trains, and on rank 0 writes the summary, also of a run that failed."""
+    run = assemble(job, runtime, lambda run: make_tracker(job, runtime, run))
     log.info(
         "%s; %d ranks; %d samples; steps %d to %d; global batch %d = %d per core x %d ranks x %d accumulated",
         runtime.describe(),
@@ -144,28 +167,24 @@ def worker(runtime: Runtime, job: Job) -> int:
         run.tracker.finish(summary)
         if runtime.rank == 0:
             job.folder.write_summary(summary)
-    if runtime.rank == 0:
-        log.info("done: %s", job.folder.summary)
-    return 0
+            log.info("%s: %s", outcome, job.folder.summary)
 
 
-def make_tracker(job: Job, runtime: Runtime, run: Run, start_step: int) -> Tracker:
+def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
     """On global rank 0 the file, the console and W&B; nothing elsewhere: one job is one run."""
     if runtime.rank != 0:
-        return fan_out([])
-    return fan_out(
-        [
-            JsonlTracker(job.folder.metrics, resumed_step=start_step),
-            ConsoleTracker(total_steps=run.total_steps, start_step=start_step),
-            WandbTracker(
-                job.config.wandb,
-                folder=job.folder.path,
-                run_id=job.folder.run_id,
-                name=job.config.name,
-                config=job.config.to_dict(),
-            ),
-        ]
-    )
+        return FanOut([])
+    attempt = run.checkpoints.attempt if run.checkpoints else new_attempt()
+    trackers: list[Tracker] = [JsonlTracker(job.folder.metrics, attempt=attempt, resumed_step=run.start_step)]
+    if (terminal := job.terminal()) is not None:  # a bar for the person, plain lines for the log
+        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=terminal))
+        lines = job.folder.log.open("a", buffering=1)
+        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=lines))
+    else:
+        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step))
+    settings = replace(job.config.wandb, run_name=job.config.wandb.run_name or job.folder.path.name)
+    guest = start_wandb(settings, folder=job.folder.path, run_id=job.folder.run_id, config=job.config.to_dict())
+    return FanOut([*trackers, *([guest] if guest else [])])
 
 
 def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
@@ -175,7 +194,7 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
     return {
         "outcome": outcome,
         "steps": run.state.step,
-        "start_step": run.facts["start_step"],
+        "start_step": run.start_step,
         "total_steps": run.total_steps,
         "samples_seen": run.state.samples_seen,
         "final": finals,
@@ -189,7 +208,7 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "world_size": run.runtime.world_size,
         "precision": run.config.train.precision,
         "peak_memory_bytes": run.runtime.memory_bytes(),
-        "wall_seconds": run.stopwatch.seconds(),
+        "wall_seconds": run.stopwatch.split(),
         "host": platform.platform(),
         "versions": versions(),
         "git_sha": git_sha(),
@@ -211,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m pretraining.train CONFIG.yaml [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="octfm train", description="Pretrain on OCT volumes.")
     add_arguments(parser)
-    return run_command(parser.parse_args(argv))
+    return run_command(parser.parse_intermixed_args(argv))
 
 
 if __name__ == "__main__":

@@ -85,9 +85,10 @@ def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int) -> int:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(
-        _gloo_worker, args=(worker, argument, num_processes, port), nprocs=num_processes
-    )
+    try:
+        torch.multiprocessing.spawn(_gloo_worker, args=(worker, argument, num_processes, port), nprocs=num_processes)
+    except torch.multiprocessing.ProcessExitedException as ended:  # the rank has said why
+        return ended.exit_code if ended.exit_code > 0 else 1
     return 0
 
 
@@ -112,11 +113,13 @@ def _run(runtime: Runtime, worker: Worker[T], argument: T) -> int:
     try:
         code = worker(runtime, argument)
     except BaseException:
+        if runtime.world_size == 1:
+            raise
         print(f"rank {runtime.rank} of {runtime.world_size} failed:", file=sys.stderr)
         traceback.print_exc()
+        code = 1
+    if code and runtime.world_size > 1:
         sys.stderr.flush()
-        if runtime.world_size > 1:
-            os._exit(1)
-        raise
+        os._exit(code)
     runtime.close()
     return code

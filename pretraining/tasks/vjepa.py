@@ -10,7 +10,7 @@ from data_setup.index import PreparedSet
 from data_setup.loaders import train_batches, validation_batches
 from data_setup.masking import MaskGenerator
 from data_setup.sampler import ShardedBatchSampler
-from data_setup.transforms import build_training_transform, build_validation_transform
+from data_setup.transforms import TrainingTransform, ValidationTransform
 from oct_foundation.batch import JEPABatch
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
@@ -25,10 +25,10 @@ class VJEPATask:
         masks = MaskGenerator(config.grid, config.mask)
         self._train = VolumeDataset(
             PreparedVolumes(prepared, "train", config.data.max_samples),
-            build_training_transform(config.data.views, masks, seed=config.seed),
+            TrainingTransform(config.data.views, masks, seed=config.seed),
         )
         self._val = VolumeDataset(
-            PreparedVolumes(prepared, "val", None), build_validation_transform(masks, seed=config.seed)
+            PreparedVolumes(prepared, "val", None), ValidationTransform(masks, seed=config.seed)
         )
         self.num_train_samples = len(self._train)
 
@@ -72,7 +72,6 @@ class VJEPATask:
         """Fixed volumes with fixed masks, without augmentation."""
         return validation_batches(
             self._val,
-            self.config.data.loader,
             rank=rank,
             world_size=world_size,
             micro_batch_size=self.config.batch.per_core_batch_size,

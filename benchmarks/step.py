@@ -1,0 +1,197 @@
+"""A full training step of VJEPA3D against V-JEPA 2 of `transformers`: `python -m benchmarks.step [--quick]`.
+
+A step is forward, backward, gradient norm and clip, fused AdamW and the moving average, on views in memory (no
+loader). All contestants get the same views, masks, dtype, fused attention, optimizer and EMA; they take turns in one
+process, in an order that rotates. `ours rotary` computes exactly what the peer computes, from the same weights;
+`ours sincos` is our default, which adds its positions once. Nothing is compiled.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.report import median, parse_arguments, peak_memory_mib, print_report
+from benchmarks.vjepa2_peer import VJEPA2Peer, copy_weights
+from oct_foundation.batch import JEPABatch
+from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D, VJEPA3DConfig
+
+NAMES = ("peer", "ours rotary", "ours sincos")
+HIDDEN_SHARE = 0.6
+MAX_NORM, LEARNING_RATE, WEIGHT_DECAY, MOMENTUM = 1.0, 1e-4, 0.05, 0.996
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One shape to time: voxels [D, H, W] and volumes per step."""
+
+    image_size: tuple[int, int, int]
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in the report."""
+        return f"{list(self.image_size)} x {self.batch_size}"
+
+    def config(self, name: str) -> VJEPA3DConfig:
+        """vit_small with the positions of that contestant; the layout that V-JEPA 2 has, where it is compared."""
+        if name == "ours sincos":
+            return VJEPA3DConfig(image_size=self.image_size)
+        return VJEPA3DConfig(image_size=self.image_size, positions="rotary", rope_layout="vjepa2")
+
+    def batch(self, device: torch.device) -> JEPABatch:
+        """Random float views and masks: the same for every contestant."""
+        generator = torch.Generator().manual_seed(0)
+        num_tokens = self.config("peer").grid.num_patches
+        num_targets = round(HIDDEN_SHARE * num_tokens)
+        order = torch.stack([torch.randperm(num_tokens, generator=generator) for _ in range(self.batch_size)])
+        views = torch.randn(2, self.batch_size, 1, *self.image_size, generator=generator)
+        batch = JEPABatch(
+            context_view=views[0],
+            target_view=views[1],
+            context_idx=order[:, num_targets:].sort(dim=1).values,
+            target_idx=order[:, :num_targets].sort(dim=1).values,
+        )
+        return batch.to(device)
+
+
+CPU_CASES = (Case(image_size=(16, 128, 128), batch_size=2), Case(image_size=(32, 192, 192), batch_size=1))
+CUDA_CASES = (*CPU_CASES, Case(image_size=(64, 384, 384), batch_size=2))
+
+
+def build(name: str, case: Case, device: torch.device) -> VJEPA3D | VJEPA2Peer:
+    """The contestant with the weights of seed 0; the peer gets those of `ours rotary`."""
+    torch.manual_seed(0)
+    ours = VJEPA3D(case.config(name))
+    if name != "peer":
+        return ours.to(device)
+    peer = VJEPA2Peer(ours.config)
+    copy_weights(ours, peer)
+    return peer.to(device)
+
+
+class Contestant:
+    """A model with its optimizer; calling it is one training step, which returns the loss on the device."""
+
+    def __init__(self, name: str, case: Case, device: torch.device) -> None:
+        self.model = build(name, case, device).train()
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        self.device = device
+
+    def __call__(self, batch: JEPABatch) -> torch.Tensor:
+        with precision(self.device):
+            loss, _, _ = self.model(
+                batch.context_view, batch.target_view, context_idx=batch.context_idx, target_idx=batch.target_idx
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
+        self.optimizer.step()
+        self.model.update_teacher(MOMENTUM)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+def precision(device: torch.device) -> AbstractContextManager[None]:
+    """float32 on a CPU, bfloat16 autocast on CUDA, for all contestants alike."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of `call`, the device idle before and after it."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def time_case(case: Case, device: torch.device, *, num_warmup: int, num_steps: int) -> dict[str, list[float]]:
+    """Seconds of each timed step by contestant; raises ValueError when `ours rotary` is not what the peer computes."""
+    batch = case.batch(device)
+    contestants = {name: Contestant(name, case, device) for name in NAMES}
+    first_losses = {name: float(contestant(batch)) for name, contestant in contestants.items()}
+    tolerance = 1e-5 if device.type == "cpu" else 1e-2  # float32; bfloat16
+    if abs(first_losses["ours rotary"] / first_losses["peer"] - 1) > tolerance:
+        raise ValueError(f"the contestants do not compute the same: first losses {first_losses}")
+    durations: dict[str, list[float]] = {name: [] for name in NAMES}
+    for number in range(num_warmup + num_steps):
+        shift = number % len(NAMES)
+        for name in NAMES[shift:] + NAMES[:shift]:
+            contestant = contestants[name]
+            duration = seconds(lambda contestant=contestant: contestant(batch), device)
+            if number >= num_warmup:
+                durations[name].append(duration)
+    return durations
+
+
+def memory_of(name: str, case: Case, device_type: str) -> float:
+    """Peak MiB of two steps, in a process of its own: resident size on a CPU, allocated by torch on CUDA."""
+    device = torch.device(device_type)
+    contestant, batch = Contestant(name, case, device), case.batch(device)
+    for _ in range(2):
+        contestant(batch)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_memory_mib()
+
+
+def peak_memory(name: str, case: Case, device: torch.device) -> int:
+    """`memory_of` in a fresh process, since a process's peak never falls again."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return round(pool.submit(memory_of, name, case, device.type).result())
+
+
+def step_flops(config: VJEPA3DConfig) -> float:
+    """Operations of one volume's step, multiply-add = 2: a block forward on n tokens is 24 n E^2 + 4 n^2 E.
+
+    Backward counts twice its forward; patch embedding, norms and optimizer count nothing.
+    """
+    sizes, num_tokens = PRESETS[config.preset], config.grid.num_patches
+    num_context = num_tokens - round(HIDDEN_SHARE * num_tokens)
+
+    def blocks(number: int, num: int, width: int) -> float:
+        return number * (24.0 * num * width**2 + 4.0 * num**2 * width)
+
+    teacher = blocks(sizes.depth, num_tokens, sizes.width)
+    context = blocks(sizes.depth, num_context, sizes.width)
+    predictor = blocks(sizes.predictor_depth, num_tokens, sizes.predictor_width)
+    return teacher + 3 * (context + predictor)
+
+
+def main() -> None:
+    """Times every case, prints a table and then the report."""
+    arguments = parse_arguments(__doc__.splitlines()[0])
+    num_warmup, num_steps = (1, 5) if arguments.quick else (3, 20)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures: dict[str, object] = {
+        "steps": num_steps,
+        "dtype": "bf16 autocast" if device.type == "cuda" else "fp32",
+        "trainable_parameters": VJEPA3D(CPU_CASES[0].config("ours sincos")).num_trainable_parameters,
+    }
+    ratios: dict[str, float] = {}
+    for case in CUDA_CASES if device.type == "cuda" else CPU_CASES:
+        durations = time_case(case, device, num_warmup=num_warmup, num_steps=num_steps)
+        rates = {name: case.batch_size / median(times) for name, times in durations.items()}
+        for name, rate in rates.items():
+            figure = {
+                "volumes_per_s": float(f"{rate:.4g}"),
+                "step_s": median(durations[name]),
+                "slowest_step_s": float(f"{max(durations[name]):.4g}"),
+                "gflop_per_s": round(rate * step_flops(case.config(name)) / 1e9, 1),
+                "peak_memory_mib": peak_memory(name, case, device),
+            }
+            figures[f"{case.name}: {name}"] = figure
+            if name != "peer":
+                ratios[f"{case.name}: {name} / peer"] = round(rate / rates["peer"], 3)
+            print(f"{case.name:22} {name:12} {figure} ratio {rate / rates['peer']:.3f}", flush=True)
+    print_report("step", figures, ratios)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""DICOM file in, verified volume [D, H, W] out, or a BadFile that says why not. The only room that knows pydicom."""
+
+from data_setup.dicom.errors import BadFile, Reason
+from data_setup.dicom.read import Volume, read_volume
+
+__all__ = ["BadFile", "Reason", "Volume", "read_volume"]

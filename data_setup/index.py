@@ -1,0 +1,134 @@
+"""The prepared cache as its readers see it: `index.jsonl`, `dataset.json`, one uint8 .npy per accepted volume.
+
+Enters a folder that data_setup.prepare has finished; leaves rows, memory-mapped volumes and the count of bad files.
+"""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from data_setup.splits import Split
+
+INDEX_NAME, DATASET_NAME, VOLUMES_NAME = "index.jsonl", "dataset.json", "volumes"
+_NAMED_FINDINGS, _NAMED_FILES = 5, 3  # of each reason and of each finding, in the table for the log
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float | None, float | None, float | None]
+
+
+class TooManyBadFiles(ValueError):
+    """More files of the source are unusable than the run allows; the text is the table of reasons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRow:
+    """One input file: accepted with its volume, or rejected with `reason`, `message` and `detail`.
+
+    Shapes and spacings [D, H, W], before (`source_`) and after resizing; None where rejected or unknown.
+    """
+
+    id: str
+    status: Literal["accepted", "rejected"]
+    reason: str | None = None
+    message: str | None = None
+    detail: str | None = None
+    source_shape: Shape | None = None
+    shape: Shape | None = None
+    source_spacing_mm: Spacing | None = None
+    spacing_mm: Spacing | None = None
+    bits: int | None = None
+    vendor: str | None = None
+    model: str | None = None
+    protocol: str | None = None
+    laterality: Literal["R", "L"] | None = None
+    volumetric: bool | None = None
+    split: Split | None = None
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Self:
+        """From JSON values; entries that are no field (a patient's code) stay behind."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            found = record.get(field.name)
+            values[field.name] = tuple(found) if isinstance(found, list) else found
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """One line of the index, fields in their order."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A finished cache folder: its rows sorted by id, and dataset.json as `info`."""
+
+    folder: Path
+    rows: tuple[IndexRow, ...]
+    info: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Reads the index; raises ValueError where the folder is not a finished cache."""
+        folder = Path(folder)
+        index, dataset = folder / INDEX_NAME, folder / DATASET_NAME
+        if not index.is_file() or not dataset.is_file():
+            raise ValueError(f"{folder} is no finished cache ({INDEX_NAME}, {DATASET_NAME}); prepare the data again")
+        lines = index.read_text().splitlines()
+        rows = tuple(IndexRow.from_record(json.loads(line)) for line in lines)
+        return cls(folder, rows, json.loads(dataset.read_text()))
+
+    def accepted(self, split: Split | None = None) -> list[IndexRow]:
+        """The usable volumes of a split (None: of both), sorted by id."""
+        return [row for row in self.rows if row.status == "accepted" and split in (None, row.split)]
+
+    def volume(self, row: IndexRow) -> np.ndarray:
+        """The volume of an accepted row: uint8 [D, H, W], mapped read-only from disk."""
+        return np.load(volume_path(self.folder, row.id), mmap_mode="r")
+
+    def bad_by_reason(self) -> dict[str, int]:
+        """How many files were refused, by reason code, most frequent first."""
+        counts = Counter(row.reason for row in self.rows if row.reason is not None)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def bad_fraction(self) -> float:
+        """Refused files over all files."""
+        return sum(self.bad_by_reason().values()) / max(len(self.rows), 1)
+
+    def bad_file_table(self) -> list[str]:
+        """Lines for the log: each reason with its count, below it what was found, how often, and in which files."""
+        lines = []
+        for reason, count in self.bad_by_reason().items():
+            lines.append(f"{count:6d}  {reason}")
+            ids_by_message: defaultdict[str | None, list[str]] = defaultdict(list)
+            for row in self.rows:
+                if row.reason == reason:
+                    ids_by_message[row.message].append(row.id)
+            findings = sorted(ids_by_message.items(), key=lambda item: -len(item[1]))
+            for message, ids in findings[:_NAMED_FINDINGS]:
+                more = f" and {len(ids) - _NAMED_FILES} more" if len(ids) > _NAMED_FILES else ""
+                lines.append(f"        {len(ids)} x {message} In: {', '.join(ids[:_NAMED_FILES])}{more}")
+            if len(findings) > _NAMED_FINDINGS:
+                lines.append(f"        ... and {len(findings) - _NAMED_FINDINGS} more findings, all in {INDEX_NAME}")
+        return lines
+
+    def check_bad_fraction(self, max_bad_fraction: float) -> None:
+        """Raises TooManyBadFiles, with the table of reasons, where more than `max_bad_fraction` of the files are
+        bad.
+        """
+        if self.bad_fraction > max_bad_fraction:
+            bad = sum(self.bad_by_reason().values())
+            head = (
+                f"{bad} of {len(self.rows)} files ({self.bad_fraction:.1%}) cannot be used; "
+                f"data.max_bad_fraction allows {max_bad_fraction:.1%}. Mend the files, or raise the limit:"
+            )
+            raise TooManyBadFiles("\n".join([head, *self.bad_file_table()]))
+
+
+def volume_path(folder: Path, file_id: str) -> Path:
+    """Where the array of a volume lies."""
+    return folder / VOLUMES_NAME / f"{file_id}.npy"

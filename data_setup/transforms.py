@@ -1,0 +1,177 @@
+"""Volume -> two aligned views and a mask, as MONAI transforms; the only file that knows MONAI.
+
+The views share every spatial transform, so that a token is the same tissue in both, and differ in intensity. All
+randomness comes from (seed, epoch, index): no worker, order or resume can change a sample.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import set_track_meta
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    Randomizable,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Transform,
+)
+
+from data_setup.collate import plain_tensor
+from data_setup.masking import MaskGenerator
+from data_setup.randomness import Purpose, sample_rng
+from data_setup.sampler import SampleKey
+
+VIEWS = ("context_view", "target_view")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Probabilities of each augmentation, and how far it goes; 0 switches one off.
+
+    Spatial (shared by both views): mirror along D and W; in-plane tilt (rad), shift and zoom (share of H and W).
+    Intensity (each view for itself; grey levels 0 to 1): gain, brightness, gamma, noise (standard deviation), blur (voxels).
+    """
+
+    flip_prob: float = 0.5
+    affine_prob: float = 0.2
+    max_tilt_rad: float = 0.1
+    max_shift: float = 0.05
+    max_zoom: float = 0.1
+    intensity_prob: float = 0.5
+    max_gain: float = 0.15
+    max_brightness: float = 0.05
+    max_gamma: float = 1.4
+    noise_prob: float = 0.2
+    max_noise: float = 0.04
+    blur_prob: float = 0.1
+    max_blur: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("flip_prob", "affine_prob", "intensity_prob", "noise_prob", "blur_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.views.{name} is a probability, 0 to 1; found {getattr(self, name)}")
+        for name in ("max_tilt_rad", "max_shift", "max_zoom", "max_gain", "max_brightness", "max_noise", "max_blur"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"data.views.{name} must be from 0 to below 1; found {getattr(self, name)}")
+        if not self.max_gamma >= 1:
+            raise ValueError(f"data.views.max_gamma must be at least 1 (no change); found {self.max_gamma}")
+
+
+class TwoViewTransform(MapTransform, Randomizable):
+    """`image` uint8 [1, D, H, W] -> `context_view`, `target_view`: aligned uint8 [1, D, H, W], own intensities."""
+
+    def __init__(self, settings: ViewSettings, image_size: tuple[int, int, int]) -> None:
+        super().__init__(keys=["image"])
+        self._spatial = Compose(_spatial(settings, image_size))
+        self._intensity = {view: Compose(_intensity(settings, view)) for view in VIEWS}
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> "TwoViewTransform":
+        """One state decides all: the spatial transforms, then each view's intensities."""
+        super().set_random_state(seed, state)
+        for part in (self._spatial, *self._intensity.values()):
+            part.set_random_state(seed=int(self.R.randint(2**31)))
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replaces `image` by the two views."""
+        rest = {key: value for key, value in data.items() if key != "image"}
+        image = torch.as_tensor(data["image"]).float() / 255
+        image = self._spatial({"image": image})["image"]
+        views = {view: self._intensity[view]({view: image.clone()})[view] for view in VIEWS}
+        return {**rest, **{view: _to_uint8(value) for view, value in views.items()}}
+
+
+def _spatial(settings: ViewSettings, image_size: tuple[int, int, int]) -> list[Any]:
+    _, height, width = image_size
+    return [
+        RandFlipd(["image"], prob=settings.flip_prob, spatial_axis=0),
+        RandFlipd(["image"], prob=settings.flip_prob, spatial_axis=2),
+        RandAffined(
+            ["image"],
+            prob=settings.affine_prob,
+            rotate_range=(settings.max_tilt_rad, 0.0, 0.0),
+            translate_range=(0.0, settings.max_shift * height, settings.max_shift * width),
+            scale_range=(0.0, settings.max_zoom, settings.max_zoom),
+            mode="bilinear",
+            padding_mode="border",
+        ),
+    ]
+
+
+def _intensity(settings: ViewSettings, view: str) -> list[Any]:
+    keys, prob = [view], settings.intensity_prob
+    return [
+        RandScaleIntensityd(keys, factors=settings.max_gain, prob=prob),
+        RandShiftIntensityd(keys, offsets=settings.max_brightness, prob=prob),
+        RandAdjustContrastd(keys, prob=prob, gamma=(1 / settings.max_gamma, settings.max_gamma)),
+        RandGaussianSmoothd(keys, prob=settings.blur_prob, **dict.fromkeys(("sigma_x", "sigma_y", "sigma_z"), (0, settings.max_blur))),
+        RandGaussianNoised(keys, prob=settings.noise_prob, std=settings.max_noise),
+    ]
+
+
+def _to_uint8(view: torch.Tensor) -> torch.Tensor:
+    """Grey levels 0 to 1 -> 0 to 255; a device standardises them, and the way there costs a quarter of floats."""
+    plain = plain_tensor(view)
+    assert plain is not None
+    return plain.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class JEPAMaskGeneratord(Transform):
+    """Adds `mask` bool [N] (True: hidden), `context_idx` int64 [Nc] and `target_idx` int64 [Nt] to a sample."""
+
+    def __init__(self, masks: MaskGenerator) -> None:
+        self._masks = masks
+        self._rng = np.random.default_rng(0)
+
+    def set_rng(self, rng: np.random.Generator) -> "JEPAMaskGeneratord":
+        """Where the next mask comes from."""
+        self._rng = rng
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with a mask of its own."""
+        drawn = self._masks.draw(self._rng)
+        arrays = zip(("mask", "context_idx", "target_idx"), drawn, strict=True)
+        return {**data, **{name: torch.from_numpy(array) for name, array in arrays}}
+
+
+class TrainingTransform:
+    """uint8 volume [D, H, W] and its SampleKey -> {context_view, target_view, mask, context_idx, target_idx}."""
+
+    def __init__(self, settings: ViewSettings, masks: MaskGenerator, *, seed: int) -> None:
+        self._views = TwoViewTransform(settings, masks.grid.image_size)
+        self._mask = JEPAMaskGeneratord(masks)
+        self._seed = seed
+
+    def __call__(self, volume: np.ndarray, key: SampleKey) -> dict[str, Any]:
+        """The same sample for the same (seed, epoch, index), whoever asks."""
+        set_track_meta(False)  # MONAI's switch is per process; a worker starts with metadata on
+        view_rng = sample_rng(self._seed, key.epoch, key.index, Purpose.VIEWS)
+        self._views.set_random_state(seed=int(view_rng.integers(2**32)))
+        self._mask.set_rng(sample_rng(self._seed, key.epoch, key.index, Purpose.MASK))
+        return self._mask(self._views({"image": np.array(volume[None])}))
+
+
+class ValidationTransform:
+    """The same without augmentation: both views are the volume, and its mask is the same at every validation."""
+
+    def __init__(self, masks: MaskGenerator, *, seed: int) -> None:
+        self._mask = JEPAMaskGeneratord(masks)
+        self._seed = seed
+
+    def __call__(self, volume: np.ndarray, key: SampleKey) -> dict[str, Any]:
+        """Depends on (seed, index) only."""
+        self._mask.set_rng(sample_rng(self._seed, 0, key.index, Purpose.VALIDATION_MASK))
+        view = torch.from_numpy(np.array(volume[None]))
+        return self._mask(dict.fromkeys(VIEWS, view))

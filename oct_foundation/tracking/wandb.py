@@ -1,0 +1,212 @@
+"""Weights & Biases as a guest: own thread, bounded queue, and never a reason for a run to wait or to fail.
+
+Online when there is a key, offline when there is none or the network does not answer; metrics.jsonl has it
+all anyway.
+"""
+
+import logging
+import netrc
+import os
+import queue
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
+
+from oct_foundation.tracking.redact import redact
+
+Mode = Literal["online", "offline", "disabled"]
+
+# An hour of rows at one a second; beyond that W&B is not coming back, and memory must not grow with it.
+QUEUE_ROWS = 3600
+# wandb keeps to its limits by itself; a little longer, and what it has to say is still heard.
+JOIN_SLACK_S = 5.0
+# Hosts under which `wandb login` has kept keys; a server of one's own is named by WANDB_BASE_URL.
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """Where rows go. auto: WANDB_MODE where it is set, else online with a key, else offline."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "octfm"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+    run_name: str | None = None
+    init_timeout_s: float = 30.0
+    finish_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", *get_args(Mode)):
+            raise ValueError(f"wandb.mode is {self.mode!r}; allowed: auto, online, offline, disabled")
+        if not self.project or set(self.project) & set("/\\#?%:"):
+            raise ValueError(f"wandb.project is {self.project!r}; a name without / \\ # ? % : is allowed")
+        for name in ("init_timeout_s", "finish_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"wandb.{name} is {getattr(self, name)!r}; seconds > 0 are allowed")
+
+
+def start_wandb(
+    settings: WandbSettings, *, folder: Path, run_id: str, config: Mapping[str, Any]
+) -> "WandbTracker | None":
+    """The tracker that `settings` and this machine call for, None when it is disabled."""
+    mode = resolve_mode(settings, os.environ)
+    if mode == "disabled":
+        return None
+    return WandbTracker(settings, mode=mode, folder=folder, run_id=run_id, config=config)
+
+
+def resolve_mode(settings: WandbSettings, environ: Mapping[str, str]) -> Mode:
+    """What `settings.mode` comes to here, by environment and netrc; the network is not touched.
+
+    Without a key it is never online: wandb would ask for one on the terminal and wait.
+    """
+    wish = settings.mode
+    if wish == "auto" and (by_environment := environ.get("WANDB_MODE", "").lower()) in get_args(Mode):
+        wish = cast(Mode, by_environment)
+    match wish:
+        case "auto":
+            return "online" if _has_key(environ) else "offline"
+        case "online" if not _has_key(environ):
+            _log.warning("W&B: online was asked for, but there is no key (WANDB_API_KEY or netrc): offline")
+            return "offline"
+        case _:
+            return wish
+
+
+def _has_key(environ: Mapping[str, str]) -> bool:
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    own_host = urlsplit(environ.get("WANDB_BASE_URL", "")).hostname
+    names = [environ["NETRC"]] if environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for name in names:
+        try:
+            hosts = netrc.netrc(os.path.expanduser(name)).hosts
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if any(host in hosts for host in ((own_host,) if own_host else _HOSTS)):
+            return True
+    return False
+
+
+class WandbTracker:
+    """Rows to one W&B run whose id is fixed, so that a resumed run goes on in the same curves.
+
+    folder: gets the files (<folder>/wandb/..); run_id: kept in the checkpoint; config: redacted before it
+    leaves. Every row carries its own `step`, the x axis of all curves. W&B's internal step is never set: it
+    drops every row behind the largest step seen, which is how train curves got lost when validation had
+    logged a larger one.
+    """
+
+    def __init__(
+        self,
+        settings: WandbSettings,
+        *,
+        mode: Literal["online", "offline"],
+        folder: Path,
+        run_id: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        if not _RUN_ID.fullmatch(run_id):
+            raise ValueError(f"run id {run_id!r}: letters, digits, '-' and '_' are allowed, 128 at most")
+        self._settings = settings
+        self._mode = mode
+        self._folder = folder
+        self._run_id = run_id
+        self._config = redact(config)
+        self._rows: queue.Queue[dict[str, Any] | _Finish] = queue.Queue(maxsize=QUEUE_ROWS)
+        self._failed = threading.Event()
+        self._num_dropped = 0
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Hands the row over and returns at once; with the queue full it is dropped, and counted."""
+        if self._failed.is_set():
+            return
+        try:
+            self._rows.put_nowait({**metrics, "step": step})
+        except queue.Full:
+            self._num_dropped += 1
+            if self._num_dropped == 1:
+                _log.warning("W&B is %d rows behind; rows are dropped from it from now on", QUEUE_ROWS)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Waits until W&B has everything, as long as the time limits allow; the rest stays on disk."""
+        if not self._failed.is_set():
+            with suppress(queue.Full):
+                self._rows.put(_Finish(summary=dict(summary)), timeout=self._settings.finish_timeout_s)
+            self._thread.join(self._settings.init_timeout_s + self._settings.finish_timeout_s + JOIN_SLACK_S)
+        if self._thread.is_alive():
+            _log.warning("W&B did not finish in time; `wandb sync %s/wandb/*` sends the rest", self._folder)
+        if self._num_dropped:
+            _log.warning("W&B missed %d rows; metrics.jsonl has them", self._num_dropped)
+
+    def _work(self) -> None:
+        """The thread: opens the run, passes rows on, closes it."""
+        try:
+            run = self._open_run()
+            run.define_metric("*", step_metric="step")
+            while not isinstance(row := self._rows.get(), _Finish):
+                run.log(row)
+            run.summary.update(redact(row.summary))
+            run.finish()
+        except Exception as error:
+            # Foreign code with errors of many kinds (its own, OSError, protobuf, asyncio): a guest must not
+            # end the run.
+            self._failed.set()
+            _log.warning("W&B failed, the run goes on with metrics.jsonl: %s", _first_line(error))
+
+    def _open_run(self) -> Any:
+        """An online run if asked for and possible within `init_timeout_s`, else an offline one."""
+        import wandb  # lazily: it costs a second, and only rank 0 gets here
+
+        self._folder.mkdir(parents=True, exist_ok=True)  # else wandb silently writes to a temporary folder
+        if self._mode == "online":
+            try:
+                return self._init(wandb, "online")
+            except Exception as error:  # not wandb.Error alone: its service raises plain Exceptions, too
+                _log.warning("W&B: not online (%s); rows are kept offline", _first_line(error))
+                wandb.teardown()  # the failed start still holds the run id: offline would be refused
+        return self._init(wandb, "offline")
+
+    def _init(self, wandb: ModuleType, mode: str) -> Any:
+        settings = self._settings
+        return wandb.init(
+            mode=mode,
+            project=settings.project,
+            entity=settings.entity,
+            tags=settings.tags,
+            name=settings.run_name,
+            id=self._run_id,
+            resume="allow",
+            dir=self._folder,
+            config=self._config,
+            settings=wandb.Settings(
+                init_timeout=settings.init_timeout_s,
+                finish_timeout=settings.finish_timeout_s,
+                console="off",  # train.log has the output already
+                silent=True,
+                disable_git=True,  # no diff of the working tree leaves the machine
+                disable_code=True,
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finish:
+    """Last in the queue."""
+
+    summary: dict[str, Any]
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

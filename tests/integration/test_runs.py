@@ -1,0 +1,99 @@
+"""Laws that hold between whole runs: devices, resume, ranks and accumulation must not change what is learned."""
+
+import math
+
+import pytest
+import torch
+
+from tests.integration.conftest import assert_states_equal
+
+STEPS = 6
+SHORT = (f"train.max_steps={STEPS}", "train.val_every_steps=3", "checkpoint.every_steps=3")
+
+
+@pytest.fixture(scope="module")
+def cpu_run(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("cpu"), *SHORT)
+
+
+@pytest.fixture(scope="module")
+def xla_run(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("xla"), *SHORT, device="xla")
+
+
+def close(found: dict[int, float], expected: dict[int, float], relative: float) -> None:
+    assert set(found) == set(expected)
+    for step, value in expected.items():
+        assert found[step] == pytest.approx(value, rel=relative), f"step {step}"
+
+
+def test_every_step_logs_finite_train_metrics_and_validation_appears(cpu_run):
+    losses = cpu_run.curve("train/loss")
+    assert list(losses) == list(range(1, STEPS + 1))
+    assert all(math.isfinite(value) for value in losses.values())
+    assert all(value > 0 for value in cpu_run.curve("train/grad_norm").values())
+    assert list(cpu_run.curve("val/loss")) == [3, 6]
+    for name in ("learning_rate", "ema_momentum", "samples_per_sec"):
+        assert len(cpu_run.curve(f"train/{name}")) == STEPS
+
+
+def test_xla_and_cpu_learn_the_same_in_fp32(cpu_run, xla_run):
+    close(xla_run.curve("train/loss"), cpu_run.curve("train/loss"), 1e-4)
+    close(xla_run.curve("val/loss"), cpu_run.curve("val/loss"), 1e-4)
+    close(xla_run.curve("train/grad_norm"), cpu_run.curve("train/grad_norm"), 1e-3)
+
+
+def test_the_xla_train_step_is_one_graph(xla_run):
+    assert xla_run.summary["train_step_graphs"] == 1
+    assert "compiled" not in xla_run.output.replace("graphs_compiled", "")
+
+
+@pytest.mark.parametrize("device", ["cpu", "xla"])
+def test_six_steps_equal_three_and_three_resumed_bit_for_bit(train, tmp_path, device, request):
+    straight = request.getfixturevalue(f"{device}_run")
+    # The first half must not know that it will be cut, so it ends as a crash would end it: after its checkpoint.
+    first = train(tmp_path, *SHORT, device=device, fault="crash:4", code=1)
+    assert sorted(first.curve("train/loss")) == [1, 2, 3, 4]
+    resumed = train(tmp_path, *SHORT, device=device)
+    assert resumed.summary["start_step"] == 3
+    assert resumed.curve("train/loss") == straight.curve("train/loss")
+    assert resumed.curve("val/loss") == straight.curve("val/loss")
+    assert_states_equal(resumed.state()["model"], straight.state()["model"])
+    assert_states_equal(resumed.state()["optimizer"], straight.state()["optimizer"])
+
+
+def test_two_gloo_processes_equal_one_process_with_twice_the_batch(train, tmp_path, cpu_run):
+    one = train(tmp_path / "one", *SHORT, "batch.per_core_batch_size=2")
+    two = train(tmp_path / "two", *SHORT, "batch.per_core_batch_size=1", "runtime.num_processes=2")
+    assert two.summary["world_size"] == 2
+    close(two.curve("train/loss"), one.curve("train/loss"), 1e-5)
+    close(two.curve("train/grad_norm"), one.curve("train/grad_norm"), 1e-4)
+    assert_states_equal(two.state()["model"], one.state()["model"], rtol=1e-4, atol=1e-5)
+    # One tracker, one log: two ranks write every step once.
+    assert len(two.curve("train/loss")) == len([row for row in two.rows if "train/loss" in row])
+
+
+def test_accumulating_two_volumes_equals_one_batch_of_two(train, tmp_path, cpu_run):
+    whole = train(tmp_path, *SHORT, "batch.per_core_batch_size=2", "batch.grad_accum_steps=1")
+    close(cpu_run.curve("train/loss"), whole.curve("train/loss"), 1e-5)
+    assert_states_equal(cpu_run.state()["model"], whole.state()["model"], rtol=1e-4, atol=1e-5)
+
+
+def test_an_exploding_run_stops_with_a_message_and_keeps_finite_weights(train, tmp_path):
+    run = train(
+        tmp_path,
+        "optim.base_lr=10",
+        "optim.warmup_steps=0",
+        "optim.clip_norm=null",
+        "model.loss=mse",
+        "train.max_steps=40",
+        "train.epochs=20",
+        "optim.max_skipped_in_a_row=2",
+        "checkpoint.every_steps=1",
+        "train.val_every_steps=null",
+        fault="nan:5",
+        code=1,
+    )
+    assert "not finite" in run.output
+    assert "Traceback" not in run.output
+    assert all(torch.isfinite(tensor).all() for tensor in run.state()["model"].values())

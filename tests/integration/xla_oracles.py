@@ -1,0 +1,100 @@
+"""Runs in a process of its own (XLA's devices are fixed at start): prints the largest deviations as JSON.
+
+`ema`: the teacher of one XLA device against its formula, steps 1 to 5. `spmd`: a step on 4 virtual devices, batch
+sharded over them, against plain CPU, 6 steps.
+"""
+
+import copy
+import json
+import os
+import sys
+
+mode = sys.argv[1]
+os.environ.update(PJRT_DEVICE="CPU", CPU_NUM_DEVICES="4" if mode == "spmd" else "1")
+
+import numpy as np
+import torch
+import torch_xla
+import torch_xla.distributed.spmd as xs
+import torch_xla.runtime as xr
+
+if mode == "spmd":
+    xr.use_spmd()
+
+from oct_foundation.batch import JEPABatch
+from oct_foundation.models.vjepa3d import VJEPA3D, VJEPA3DConfig
+from oct_foundation.optim.adamw import AdamW
+from oct_foundation.optim.clipping import GradientGuard
+from oct_foundation.optim.groups import parameter_groups
+from oct_foundation.runtime.native import NativeRuntime
+from oct_foundation.runtime.xla import XlaRuntime
+from pretraining.step import train_step
+from pretraining.tasks.vjepa import VJEPATask
+
+CONFIG = VJEPA3DConfig(preset="vit_tiny", image_size=(8, 64, 64), patch_size=(4, 16, 16))
+NUM_TOKENS, NUM_TARGET, BATCH = 32, 19, 8
+
+
+class Side:
+    """Model, optimizer and runtime of one of the two contestants."""
+
+    def __init__(self, model, runtime):
+        self.model, self.runtime = copy.deepcopy(model).to(runtime.device), runtime
+        guard = GradientGuard(1.0, runtime.device)
+        self.optimizer = AdamW(parameter_groups(self.model), guard=guard)
+        self.replica = runtime.replicate(self.model)
+
+    def step(self, batch, scalars):
+        task = VJEPATask.__new__(VJEPATask)  # its loss and its EMA, without its data
+        return train_step(
+            task, self.model, self.replica, self.optimizer, self.runtime, [batch],
+            self.runtime.scalars(scalars), "fp32",
+        )  # fmt: skip
+
+    def weights(self):
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+
+
+def random_batch(generator):
+    order = torch.stack([torch.randperm(NUM_TOKENS, generator=generator) for _ in range(BATCH)])
+    view = torch.randint(0, 256, (BATCH, 1, *CONFIG.image_size), generator=generator, dtype=torch.uint8)
+    return JEPABatch(
+        context_view=view, target_view=view.clone(),
+        context_idx=order[:, NUM_TARGET:].contiguous(), target_idx=order[:, :NUM_TARGET].contiguous(),
+    )  # fmt: skip
+
+
+def largest(found, expected):
+    return max((found[name] - expected[name]).abs().max().item() for name in expected)
+
+
+torch.manual_seed(0)
+model = VJEPA3D(CONFIG)
+xla, cpu = Side(model, XlaRuntime()), Side(model, NativeRuntime("cpu"))
+generator = torch.Generator().manual_seed(1)
+report = {"devices": xr.global_runtime_device_count(), "ema": 0.0, "weights": 0.0, "loss": 0.0, "norm": 0.0, "finite": True}
+mesh = xs.Mesh(np.arange(report["devices"]), (report["devices"],), ("data",)) if mode == "spmd" else None
+for step in range(6 if mode == "spmd" else 5):
+    momentum = 0.9 + 0.02 * step
+    scalars = {"learning_rate": 1e-3 * step, "weight_decay": 0.05, "ema_momentum": momentum}
+    batch = random_batch(generator)
+    before = xla.weights()
+    moved = batch.to(xla.runtime.device)
+    if mesh is not None:
+        for tensor in moved.tensors().values():
+            xs.mark_sharding(tensor, mesh, ("data", *[None] * (tensor.ndim - 1)))
+    found = xla.runtime.fetch(xla.step(moved, scalars))
+    expected = cpu.runtime.fetch(cpu.step(batch, scalars))
+    after = xla.weights()
+    teacher = {name: tensor for name, tensor in after.items() if name.startswith("target_encoder.")}
+    formula = {
+        name: momentum * before[name] + (1 - momentum) * after[name.replace("target_encoder.", "context_encoder.", 1)]
+        for name in teacher
+    }
+    report["ema"] = max(report["ema"], largest(teacher, formula))
+    report["weights"] = max(report["weights"], largest(after, cpu.weights()))
+    report["loss"] = max(report["loss"], abs(found["loss"] / expected["loss"] - 1))
+    report["norm"] = max(report["norm"], abs(found["grad_norm"] / expected["grad_norm"] - 1))
+    report["finite"] &= all(torch.isfinite(tensor).all().item() for tensor in after.values())
+torch_xla.sync()
+print(json.dumps(report))

@@ -1,0 +1,96 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from oct_foundation.runtime.native import NativeRuntime
+from oct_foundation.runtime.select import choose_kind, launch
+
+
+@dataclass(frozen=True)
+class OneTensor:
+    value: torch.Tensor
+
+    def to(self, device, non_blocking=False):
+        return OneTensor(self.value.to(device))
+
+
+def report_ranks(runtime, folder: Path) -> int:
+    """Worker of two processes: everything that ranks exchange, written down by each of them."""
+    seen = {
+        "gathered": runtime.gather({"rank": runtime.rank}),
+        "mean": runtime.mean_over_ranks({"loss": float(runtime.rank)}),
+    }
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(model.weight, float(runtime.rank + 1))
+    replica = runtime.replicate(model)
+    with runtime.accumulation(replica):
+        replica(torch.ones(1, 2)).sum().backward()
+    replica(torch.full((1, 2), float(runtime.rank))).sum().backward()
+    seen |= {"weight": model.weight.tolist(), "grad": model.weight.grad.tolist()}
+    runtime.barrier()
+    (folder / f"{runtime.rank}.json").write_text(json.dumps(seen))
+    return 0
+
+
+def test_two_gloo_ranks_exchange_objects_means_weights_and_gradients(tmp_path):
+    assert launch("cpu", report_ranks, tmp_path, num_processes=2) == 0
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second, "ranks disagree"
+    assert first["gathered"] == [{"rank": 0}, {"rank": 1}]
+    assert first["mean"] == {"loss": 0.5}
+    assert first["weight"] == [[1.0, 1.0]], "rank 0's weights are everybody's"
+    # Each rank: 1 (accumulated) + its rank; reduced once, at the last micro-step: mean(1 + 0, 1 + 1).
+    assert first["grad"] == [[1.5, 1.5]]
+
+
+def fail_on_rank_1(runtime, folder: Path) -> int:
+    if runtime.rank == 1:
+        raise ValueError("the reason, in rank 1")
+    runtime.barrier()
+    return 0
+
+
+def test_a_failing_rank_takes_the_others_down_with_its_reason(tmp_path, capfd):
+    assert launch("cpu", fail_on_rank_1, tmp_path, num_processes=2) == 1
+    assert "ValueError: the reason, in rank 1" in capfd.readouterr().err
+
+
+def test_a_single_process_needs_no_group():
+    runtime = NativeRuntime("cpu")
+    assert (runtime.rank, runtime.world_size) == (0, 1)
+    assert runtime.gather("x") == ["x"]
+    assert not torch.distributed.is_initialized()
+
+
+def test_batches_arrive_all_and_in_order():
+    batches = [OneTensor(torch.tensor(i)) for i in range(5)]
+    assert [int(b.value) for b in NativeRuntime("cpu").batches(iter(batches))] == [0, 1, 2, 3, 4]
+
+
+def test_fetch_gives_floats_by_name():
+    assert NativeRuntime("cpu").fetch({"a": torch.tensor(1.5), "b": torch.tensor(2)}) == {"a": 1.5, "b": 2.0}
+
+
+def test_autocast_is_bf16_or_nothing():
+    runtime = NativeRuntime("cpu")
+    left, right = torch.ones(2, 2), torch.ones(2, 2)
+    with runtime.autocast("bf16"):
+        assert (left @ right).dtype == torch.bfloat16
+    with runtime.autocast("fp32"):
+        assert (left @ right).dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present here: its absence cannot be tested")
+def test_a_device_that_is_not_there_is_an_error_that_says_what_is():
+    with pytest.raises(ValueError, match="no CUDA device"):
+        choose_kind("cuda")
+
+
+def test_auto_prefers_xla_to_plain_cpu_without_an_accelerator():
+    if torch.cuda.is_available():
+        assert choose_kind("auto") == "cuda"
+    else:
+        assert choose_kind("auto") in ("xla", "cpu")

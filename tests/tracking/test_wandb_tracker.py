@@ -1,0 +1,216 @@
+"""Weights & Biases, really written (offline) and really failing: the run notices nothing but a warning."""
+
+import json
+import logging
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oct_foundation.tracking import wandb as tracking_wandb
+from oct_foundation.tracking.wandb import WandbSettings, WandbTracker, resolve_mode, start_wandb
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture(autouse=True)
+def _no_key_of_this_machine(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def records(path: Path) -> Iterator[object]:
+    """The records of a .wandb file: 7 bytes of header, then chunks in blocks of 32 KiB, as LevelDB's log."""
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    data, position, held = path.read_bytes(), 7, b""
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[position : position + 7])
+        part, position = data[position + 7 : position + 7 + size], position + 7 + size
+        held = part if kind in (1, 2) else held + part  # 1 whole, 2 first, 3 middle, 4 last
+        if kind in (1, 4):
+            yield pb.Record.FromString(held)
+
+
+def run_file(folder: Path) -> Path:
+    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return path
+
+
+def history(folder: Path) -> list[dict]:
+    found = []
+    for record in records(run_file(folder)):
+        if record.WhichOneof("record_type") == "history":
+            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            found.append({name: value for name, value in row.items() if not name.startswith("_")})
+    return found
+
+
+def tracker(folder: Path, **changes) -> WandbTracker:
+    settings = WandbSettings(**{"mode": "offline", **changes})
+    made = start_wandb(settings, folder=folder, run_id="run-1", config={"lr": 0.1, "api_key": "VERY-HIDDEN"})
+    assert made is not None
+    return made
+
+
+def test_offline_rows_config_and_summary_are_on_disk_without_the_secrets(tmp_path):
+    made = tracker(tmp_path, tags=("a",), run_name="named")
+    made.log({"val/loss": 0.25}, 100)
+    made.log({"train/loss": 0.5, "train/grad_norm": float("nan")}, 98)
+    for step in range(200):
+        made.log({"train/loss": float(step)}, step)
+    made.finish({"steps": 200, "token": "VERY-HIDDEN"})
+    rows = history(tmp_path)
+    assert rows[0] == {"val/loss": 0.25, "step": 100}
+    assert (rows[1]["step"], rows[1]["train/loss"]) == (98, 0.5)  # behind the largest step, and still there
+    assert [row["train/loss"] for row in rows[2:]] == [float(step) for step in range(200)]
+    content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"VERY-HIDDEN" not in content
+    assert b"[redacted]" in content
+    runs = [record.run for record in records(run_file(tmp_path)) if record.WhichOneof("record_type") == "run"]
+    assert (runs[0].run_id, runs[0].display_name, runs[0].project, list(runs[0].tags)) == (
+        "run-1",
+        "named",
+        "octfm",
+        ["a"],
+    )
+
+
+def test_every_curve_is_drawn_over_our_own_step(tmp_path):
+    made = tracker(tmp_path)
+    made.log({"train/loss": 1.0}, 7)
+    made.finish({})
+    metrics = [record.metric for record in records(run_file(tmp_path)) if record.WhichOneof("record_type") == "metric"]
+    assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+
+
+def test_online_without_network_goes_offline_with_one_warning_and_all_rows(tmp_path, monkeypatch, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]  # free, and nobody listens on it any more
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with caplog.at_level(logging.WARNING, logger=tracking_wandb.__name__):
+        made = tracker(tmp_path, mode="auto", init_timeout_s=1.0)
+        begin = time.monotonic()
+        made.log({"train/loss": 0.5}, 1)
+        assert time.monotonic() - begin < 0.1  # training does not wait for the start of W&B
+        made.finish({})
+    warnings = [record for record in caplog.records if record.name == tracking_wandb.__name__]
+    assert len(warnings) == 1, caplog.text
+    assert "not online" in warnings[0].getMessage()
+    assert history(tmp_path) == [{"train/loss": 0.5, "step": 1}]
+
+
+def test_a_place_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    (tmp_path / "taken").write_text("")
+    with caplog.at_level(logging.WARNING, logger=tracking_wandb.__name__):
+        made = tracker(tmp_path / "taken")
+        for step in range(5):
+            made.log({"train/loss": 0.5}, step)
+        made.finish({})
+        made.log({"train/loss": 0.5}, 6)
+    assert caplog.text.count("W&B failed, the run goes on") == 1
+
+
+def test_a_wandb_that_hangs_stops_neither_the_rows_nor_the_end_of_the_run(tmp_path, monkeypatch, caplog):
+    release = threading.Event()
+    monkeypatch.setattr(tracking_wandb, "QUEUE_ROWS", 10)
+    monkeypatch.setattr(tracking_wandb, "JOIN_SLACK_S", 0.1)
+    monkeypatch.setattr("wandb.init", lambda **_: release.wait())
+    with caplog.at_level(logging.WARNING, logger=tracking_wandb.__name__):
+        made = tracker(tmp_path, init_timeout_s=0.1, finish_timeout_s=0.1)
+        begin = time.monotonic()
+        for step in range(1000):
+            made.log({"train/loss": 0.5}, step)
+        made.finish({})
+        assert time.monotonic() - begin < 3.0
+    release.set()
+    assert "10 rows behind" in caplog.text
+    assert "did not finish in time" in caplog.text
+    assert "missed 990 rows" in caplog.text
+
+
+def test_disabled_is_nothing_at_all(tmp_path):
+    assert start_wandb(WandbSettings(mode="disabled"), folder=tmp_path / "w", run_id="r", config={}) is None
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "environ", "expected"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY}, "online"),
+        ("auto", {"WANDB_API_KEY": ""}, "offline"),
+        ("auto", {"WANDB_IDENTITY_TOKEN_FILE": "/x"}, "online"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {"WANDB_MODE": "online"}, "offline"),
+        ("auto", {"WANDB_MODE": "nonsense"}, "offline"),
+        ("online", {}, "offline"),
+        ("online", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "online"),
+        ("offline", {"WANDB_API_KEY": KEY}, "offline"),
+        ("disabled", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "disabled"),
+    ],
+)
+def test_the_mode_follows_settings_then_environment_then_key(mode, environ, expected, tmp_path):
+    environ = {"NETRC": str(tmp_path / "netrc"), **environ}
+    assert resolve_mode(WandbSettings(mode=mode), environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "base_url", "expected"),
+    [
+        ("api.wandb.ai", None, "online"),
+        ("example.org", None, "offline"),
+        ("wandb.example.org", "https://wandb.example.org", "online"),
+        ("api.wandb.ai", "https://wandb.example.org", "offline"),
+    ],
+)
+def test_a_key_in_netrc_counts_for_its_host(host, base_url, expected, tmp_path):
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
+    environ = {"NETRC": str(tmp_path / "netrc")} | ({"WANDB_BASE_URL": base_url} if base_url else {})
+    assert resolve_mode(WandbSettings(), environ) == expected
+
+
+def test_an_unreadable_netrc_is_no_key(tmp_path):
+    (tmp_path / "netrc").write_text("machine ( nonsense")
+    assert resolve_mode(WandbSettings(), {"NETRC": str(tmp_path / "netrc")}) == "offline"
+
+
+def test_importing_the_package_does_not_import_wandb():
+    import subprocess
+
+    code = "import sys, oct_foundation.tracking; sys.exit('wandb' in sys.modules)"
+    project = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(project)}, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "on"}, "wandb.mode is 'on'"),
+        ({"project": "a/b"}, "wandb.project is 'a/b'"),
+        ({"project": ""}, "wandb.project is ''"),
+        ({"init_timeout_s": 0}, "wandb.init_timeout_s is 0"),
+        ({"finish_timeout_s": float("nan")}, "wandb.finish_timeout_s is nan"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_key(changes, message):
+    with pytest.raises(ValueError, match=message):
+        WandbSettings(**changes)
+
+
+def test_a_run_id_that_wandb_would_refuse_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="run id 'a/b'"):
+        start_wandb(WandbSettings(mode="offline"), folder=tmp_path, run_id="a/b", config={})
