@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -59,9 +58,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def peak_memory_mib() -> float:
-    """The largest resident size of this process so far, in MiB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_memory_mib() -> float | None:
+    """The largest resident size of this process so far, in MiB; None where the kernel does not tell (not Linux).
+
+    Not getrusage: its maximum is inherited through fork and exec, so a child would report its parent's.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    facts = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(facts["VmHWM"].split()[0]) / 1024
 
 
 def median(values: Sequence[float], digits: int = 4) -> float:

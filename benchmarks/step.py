@@ -84,6 +84,7 @@ class Contestant:
         self.device = device
 
     def __call__(self, batch: JEPABatch) -> torch.Tensor:
+        """One update on `batch`."""
         with precision(self.device):
             loss, _, _ = self.model(
                 batch.context_view, batch.target_view, context_idx=batch.context_idx, target_idx=batch.target_idx
@@ -130,7 +131,7 @@ def time_case(case: Case, device: torch.device, *, num_warmup: int, num_steps: i
     return durations
 
 
-def memory_of(name: str, case: Case, device_type: str) -> float:
+def memory_of(name: str, case: Case, device_type: str) -> float | None:
     """Peak MiB of two steps, in a process of its own: resident size on a CPU, allocated by torch on CUDA."""
     device = torch.device(device_type)
     contestant, batch = Contestant(name, case, device), case.batch(device)
@@ -141,16 +142,18 @@ def memory_of(name: str, case: Case, device_type: str) -> float:
     return peak_memory_mib()
 
 
-def peak_memory(name: str, case: Case, device: torch.device) -> int:
+def peak_memory(name: str, case: Case, device: torch.device) -> int | None:
     """`memory_of` in a fresh process, since a process's peak never falls again."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return round(pool.submit(memory_of, name, case, device.type).result())
+        peak = pool.submit(memory_of, name, case, device.type).result()
+    return None if peak is None else round(peak)
 
 
 def step_flops(config: VJEPA3DConfig) -> float:
-    """Operations of one volume's step, multiply-add = 2: a block forward on n tokens is 24 n E^2 + 4 n^2 E.
+    """Nominal operations of one volume's step, multiply-add = 2: a block forward on n tokens is 24 n E^2 + 4 n^2 E.
 
-    Backward counts twice its forward; patch embedding, norms and optimizer count nothing.
+    The same for all contestants, though ours leaves out what nobody reads of the predictor's last block. Backward
+    counts twice its forward; patch embedding, norms and optimizer count nothing.
     """
     sizes, num_tokens = PRESETS[config.preset], config.grid.num_patches
     num_context = num_tokens - round(HIDDEN_SHARE * num_tokens)

@@ -28,6 +28,7 @@ class TooManyBadFiles(ValueError):
 class IndexRow:
     """One input file: accepted with its volume, or rejected with `reason`, `message` and `detail`.
 
+    foreign: rejected, but by its name never meant to be DICOM (a .json beside the scans): no sign of damage.
     Shapes and spacings [D, H, W], before (`source_`) and after resizing; None where rejected or unknown.
     """
 
@@ -36,6 +37,7 @@ class IndexRow:
     reason: str | None = None
     message: str | None = None
     detail: str | None = None
+    foreign: bool = False
     source_shape: Shape | None = None
     shape: Shape | None = None
     source_spacing_mm: Spacing | None = None
@@ -53,7 +55,7 @@ class IndexRow:
         """From JSON values; entries that are no field (a patient's code) stay behind."""
         values: dict[str, Any] = {}
         for field in fields(cls):
-            found = record.get(field.name)
+            found = record.get(field.name, field.default)
             values[field.name] = tuple(found) if isinstance(found, list) else found
         return cls(**values)
 
@@ -96,8 +98,9 @@ class PreparedSet:
 
     @property
     def bad_fraction(self) -> float:
-        """Refused files over all files."""
-        return sum(self.bad_by_reason().values()) / max(len(self.rows), 1)
+        """Refused files over all files, foreign ones left out of both."""
+        meant = [row for row in self.rows if not row.foreign]
+        return sum(row.status == "rejected" for row in meant) / max(len(meant), 1)
 
     def bad_file_table(self) -> list[str]:
         """Lines for the log: each reason with its count, below it what was found, how often, and in which files."""
@@ -121,9 +124,10 @@ class PreparedSet:
         bad.
         """
         if self.bad_fraction > max_bad_fraction:
-            bad = sum(self.bad_by_reason().values())
+            meant = [row for row in self.rows if not row.foreign]
+            bad = sum(row.status == "rejected" for row in meant)
             head = (
-                f"{bad} of {len(self.rows)} files ({self.bad_fraction:.1%}) cannot be used; "
+                f"{bad} of {len(meant)} files ({self.bad_fraction:.1%}) cannot be used; "
                 f"data.max_bad_fraction allows {max_bad_fraction:.1%}. Mend the files, or raise the limit:"
             )
             raise TooManyBadFiles("\n".join([head, *self.bad_file_table()]))

@@ -16,6 +16,9 @@ from data_setup.dicom import BadFile, Reason, Volume, read_volume
 from data_setup.dicom.read import patient_code
 from data_setup.resample import resize, to_uint8
 
+# Names that promise DICOM; a .json or .vol beside the scans is no damaged scan.
+_DICOM_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
@@ -44,7 +47,8 @@ def prepare_file(task: PrepareTask) -> dict[str, Any]:
         volume = read_volume(task.path, **task.read_options)
         patient = patient_code(task.path, task.key)
     except BadFile as bad:
-        return rejected(task.id, bad)
+        foreign = bad.reason is Reason.NOT_DICOM and task.path.suffix.lower() not in _DICOM_SUFFIXES
+        return {**rejected(task.id, bad), "foreign": foreign}
     _save(task.target, resize(to_uint8(volume.voxels, volume.bits_stored), task.image_size))
     return {**_accepted(task, volume), "patient": patient or task.id}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -267,19 +267,20 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     wrong = [item for item in overrides if "=" not in item]
     if wrong:
         raise ConfigError(f"override {wrong[0]!r} is not of the form key=value, for example train.max_steps=10")
+    given: list[DictConfig] = []
     try:
-        schema = OmegaConf.structured(RunConfig)
-        merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        given = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]  # type: ignore[list-item]
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), *given)
         if merged.output_dir is None:
-            merged.output_dir = f"runs/{merged.name}-{_start_stamp()}"
+            merged = OmegaConf.merge(merged, {"output_dir": f"runs/{merged.name}-{_start_stamp()}"})
         config = OmegaConf.to_object(merged)
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise ConfigError(f"{path}: unknown key {error.full_key!r}{_nearest(str(error.full_key))}") from None
     except MissingMandatoryValue as error:
         raise ConfigError(f"{path}: {error.full_key} has no value, and no default exists for it") from None
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{path}: {where}{str(error.msg or error).splitlines()[0]}") from None
+        key = error.full_key or _culprit(given)
+        raise ConfigError(f"{path}: {key}: {str(error.msg or error).splitlines()[0]}") from None
     except YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     except ValueError as error:
@@ -291,6 +292,34 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 def _start_stamp() -> str:
     """Time of start; the launcher names it once, so that all processes of one job agree."""
     return os.environ.get("OCTFM_STARTED") or time.strftime("%Y%m%d-%H%M%S")
+
+
+def _culprit(given: Sequence[DictConfig]) -> str:
+    """The key that OmegaConf refuses without naming it (a tuple of the wrong length): each is tried by itself."""
+    schema = OmegaConf.structured(RunConfig)
+    for source in given:
+        for key in _leaves(OmegaConf.to_container(source)):
+            try:
+                OmegaConf.merge(schema, _only(source, key))
+            except OmegaConfBaseException:
+                return key
+    return "a value"
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything in nested dicts that is no dict."""
+    if not isinstance(node, dict):
+        yield prefix
+        return
+    for name, value in node.items():
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _only(source: DictConfig, key: str) -> DictConfig:
+    """`source` reduced to one key."""
+    reduced = OmegaConf.create({})
+    OmegaConf.update(reduced, key, OmegaConf.select(source, key))
+    return reduced
 
 
 def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:

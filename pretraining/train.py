@@ -10,8 +10,10 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +116,32 @@ def prepare_data(config: RunConfig, folder: RunFolder) -> Path:
         case "directory":
             assert config.data.root is not None
             source = DirectorySource(Path(config.data.root))
-    prepared = prepare(source, cache, config.prepare, num_workers=config.data.prepare_workers, progress=_progress)
-    for line in prepared.bad_file_table():
-        log.warning("%s", line)
+    workers = config.data.prepare_workers
+    prepared = prepare(source, cache, config.prepare, num_workers=workers, progress=PrepareProgress())
     prepared.check_bad_fraction(config.data.max_bad_fraction)
+    if table := prepared.bad_file_table():
+        log.warning("files that are not used, by reason:\n%s", "\n".join(table))
+    log.info("%d volumes in %s", len(prepared.accepted()), prepared.folder)
+    if note := prepared.info["split_note"]:
+        log.warning("%s", note)
     return prepared.folder
 
 
-def _progress(done: int, total: int) -> None:
-    if done == total or done % max(1, total // 20) == 0:
-        log.info("prepared %d of %d files", done, total)
+class PrepareProgress:
+    """A line every few seconds and at the end: preparing thousands of files takes hours."""
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self._every_s, self._start = every_s, time.monotonic()
+        self._last = self._start
+
+    def __call__(self, done: int, total: int) -> None:
+        """Called after each file."""
+        now = time.monotonic()
+        if done < total and now - self._last < self._every_s:
+            return
+        self._last = now
+        left = timedelta(seconds=round((now - self._start) / done * (total - done)))
+        log.info("prepared %d of %d files, left %s", done, total, left)
 
 
 def worker(runtime: Runtime, job: Job) -> int:

@@ -15,6 +15,7 @@ ensure_environment() {
     local base
     base=$(find_python) || return 1
     [[ -x "$PYTHON" ]] || "$base" -m venv .venv
+    "$PYTHON" -m pip --version &> /dev/null || "$PYTHON" -m ensurepip > /dev/null
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/installer.txt
     # Bytecode is compiled here, since a shared or read-only .venv could not cache it later.
     .venv/bin/uv pip install --quiet --python "$PYTHON" --compile-bytecode --require-hashes -r "$lock"

@@ -24,16 +24,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
-        """tokens: float [B, n, E]; rotation: of these tokens, None with added positions. Returns float [B, n, E]."""
+    def forward(self, tokens: torch.Tensor, rotation: Rotation | None, num_queries: int | None = None) -> torch.Tensor:
+        """tokens: float [B, n, E]; rotation: of these tokens, None with added positions.
+
+        num_queries: only the last so many tokens ask, all of them answer; None for all.
+        Returns float [B, n or num_queries, E].
+        """
         num_volumes, num_tokens, width = tokens.shape
         qkv = self.qkv(tokens).view(num_volumes, num_tokens, 3, self.num_heads, -1)
         query_key, value = qkv.split((2, 1), dim=2)  # split, not slices: its backward is one concatenation
         if rotation is not None:
             query_key = rotate(query_key, rotation)
         query, key = query_key.unbind(2)
+        if num_queries is not None:
+            query = query[:, num_tokens - num_queries :]
         # XLA's autocast list lacks scaled_dot_product_attention: fp32 inputs would stay fp32 there.
         dtype = compute_dtype(tokens)
         heads = (part.to(dtype).transpose(1, 2) for part in (query, key, value.squeeze(2)))
         mixed = F.scaled_dot_product_attention(*heads)
-        return self.proj(mixed.transpose(1, 2).reshape(num_volumes, num_tokens, width))
+        return self.proj(mixed.transpose(1, 2).reshape(num_volumes, -1, width))

@@ -22,7 +22,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """float [B, n, E] -> float [B, n, E]."""
+        """Each token by itself: float [B, n, E] -> float [B, n, E]."""
         return self.fc2(F.gelu(self.fc1(tokens)))
 
 
@@ -36,9 +36,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(width)
 
-    def forward(self, tokens: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
-        """tokens: float [B, n, E]; rotation: of these tokens, or None. Returns float [B, n, E]."""
-        tokens = tokens + self.attention(self.norm1(tokens), rotation)
+    def forward(self, tokens: torch.Tensor, rotation: Rotation | None, num_queries: int | None = None) -> torch.Tensor:
+        """tokens: float [B, n, E]; rotation: of these tokens, or None. Returns float [B, n, E].
+
+        num_queries: compute the last so many tokens only, [B, num_queries, E], which still see all n.
+        """
+        mixed = self.attention(self.norm1(tokens), rotation, num_queries)
+        tokens = tokens[:, tokens.shape[1] - mixed.shape[1] :] + mixed
         return tokens + self.mlp(self.norm2(tokens))
 
 

@@ -6,16 +6,17 @@ from torch import nn
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, weight: float | torch.Tensor) -> None:
-    """teacher <- teacher + weight * (student - teacher) for every parameter; weight = 1 - momentum.
+    """Teacher += weight * (student - teacher), every parameter; weight = 1 - momentum.
 
     weight: a number, or a 0-d tensor on the device (XLA: a number would be part of the compiled program).
     Raises ValueError when the teacher is not fp32: in bf16 the small updates round away and it never moves.
     The pairs are looked up at each call: moving a module to XLA replaces its parameters.
     """
-    teachers, students = list(teacher.parameters()), list(student.parameters())
+    teachers: list[torch.Tensor] = list(teacher.parameters())
+    students: list[torch.Tensor] = list(student.parameters())
     for old in teachers:
         if old.dtype != torch.float32:
-            raise ValueError(f"the EMA teacher must be float32; found {old.dtype}. Use autocast, not model.to(bfloat16)")
+            raise ValueError(f"the EMA teacher must be float32; found {old.dtype}: use autocast, not model.to()")
     if isinstance(weight, torch.Tensor) or teachers[0].device.type == "xla":  # no foreach kernels on XLA
         for old, new in zip(teachers, students, strict=True):
             old.lerp_(new, weight)

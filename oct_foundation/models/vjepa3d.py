@@ -156,7 +156,7 @@ class VJEPA3D(nn.Module):
         return self.target_encoder(volume)
 
     def update_teacher(self, momentum: float | torch.Tensor) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, after the optimizer's update."""
+        """Sets teacher to momentum * teacher + (1 - momentum) * student, after the optimizer's update."""
         self.momentum = momentum
         update_teacher(self.target_encoder, self.context_encoder, 1 - momentum)
 
@@ -172,7 +172,9 @@ class VJEPA3D(nn.Module):
     def _check_view(self, name: str, view: torch.Tensor) -> None:
         expected = (self.config.in_channels, *self.config.image_size)
         if view.ndim != 5 or view.shape[1:] != expected:
-            raise ValueError(f"{name} must be [B, C, D, H, W] = [B, {', '.join(map(str, expected))}]; found {list(view.shape)}")
+            raise ValueError(
+                f"{name} must be [B, C, D, H, W] = [B, {', '.join(map(str, expected))}]; found {list(view.shape)}"
+            )
 
     def _check_shapes(
         self, context_view: torch.Tensor, target_view: torch.Tensor, context_idx: torch.Tensor, target_idx: torch.Tensor
@@ -182,7 +184,9 @@ class VJEPA3D(nn.Module):
         self._check_view("target_view", target_view)
         for name, idx in (("context_idx", context_idx), ("target_idx", target_idx)):
             if idx.ndim != 2 or idx.shape[0] != context_view.shape[0] or idx.shape[1] < 1:
-                raise ValueError(f"{name} must be int64 [B, n] with B = {context_view.shape[0]}; found {list(idx.shape)}")
+                raise ValueError(
+                    f"{name} must be int64 [B, n] with B = {context_view.shape[0]}; found {list(idx.shape)}"
+                )
         if context_view.shape[0] != target_view.shape[0]:
             raise ValueError(
                 f"the two views must hold the same volumes; found {context_view.shape[0]} and {target_view.shape[0]}"
@@ -195,7 +199,7 @@ class VJEPA3D(nn.Module):
 
 
 def mask_to_indices(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """bool [B, N], True = target -> int64 context [B, Nc] and target [B, Nt] in raster order; reads the mask.
+    """Splits bool [B, N], True = target, into int64 context [B, Nc] and target [B, Nt] in raster order; reads the mask.
 
     Raises ValueError when it is not bool [B, N], or when its rows do not all have the same 1 <= Nt < N.
     """

@@ -159,6 +159,7 @@ class WandbTracker:
                 run.log(row)
             run.summary.update(redact(row.summary))
             run.finish()
+            _end_service()
         except Exception as error:
             # Foreign code with errors of many kinds (its own, OSError, protobuf, asyncio): a guest must not
             # end the run.
@@ -206,6 +207,13 @@ class _Finish:
     """Last in the queue."""
 
     summary: dict[str, Any]
+
+
+def _end_service() -> None:
+    """Ends wandb's own process now: until the interpreter's end it would hold our output, and the log with it."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _first_line(error: BaseException) -> str:

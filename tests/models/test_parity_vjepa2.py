@@ -99,7 +99,7 @@ def test_encoder_masked_encoder_and_predictor_agree(expected):
 
 def test_the_predictor_agrees_with_the_forward_of_transformers_itself(peer, expected):
     """Through its own, sorting forward, which wants a full-length buffer to gather the context from."""
-    volume, context_idx, target_idx = batch()
+    _, context_idx, target_idx = batch()
     context = expected["visible tokens"]
     buffer = context.new_zeros(2, 144, 384).scatter_(1, context_idx.unsqueeze(-1).expand(-1, -1, 384), context)
     with torch.no_grad():
@@ -233,6 +233,9 @@ def test_ten_updates_with_adamw_and_moving_average_agree():
     assert curves[0][-1] < 0.99 * curves[0][0]
     teacher = peer_names(model.target_encoder.state_dict())
     deviation = max((teacher[n] - t).abs().max().item() for n, t in peer.target_encoder.state_dict().items())
-    moved = max((teacher[n] - t).abs().max().item() for n, t in pair("vit_tiny", loud=False)[1].target_encoder.state_dict().items())
+    moved = max(
+        (teacher[n] - t).abs().max().item()
+        for n, t in pair("vit_tiny", loud=False)[1].target_encoder.state_dict().items()
+    )
     print(curves, deviation, moved)
     assert deviation < 0.002 * moved

@@ -69,7 +69,9 @@ def test_interleaved_is_a_rotation_and_vjepa2_is_not():
     channels = torch.randn(1, 30, 2, 1, 64, generator=torch.Generator().manual_seed(0))
     norms = channels.norm(dim=-1)
     stretch = {
-        layout: (rotate(channels, RotaryPositions(GRID, 64, layout)(None, torch.float32)).norm(dim=-1) / norms - 1).abs().max()
+        layout: (rotate(channels, RotaryPositions(GRID, 64, layout)(None, torch.float32)).norm(dim=-1) / norms - 1)
+        .abs()
+        .max()
         for layout in ("interleaved", "vjepa2")
     }
     assert stretch["interleaved"] < 1e-6
@@ -83,7 +85,10 @@ def test_interleaved_scores_depend_on_the_offset_only():
     turned_query, turned_key = rotate(query, rotation)[0, :, 0, 0], rotate(key, rotation)[0, :, 0, 0]
     scores = turned_query @ turned_key.T
     # (d, h, w) -> (d, h + 1, w + 2), from two different places
-    places = [(COORDINATES.index([0, 0, 0]), COORDINATES.index([0, 1, 2])), (COORDINATES.index([1, 1, 2]), COORDINATES.index([1, 2, 4]))]
+    places = [
+        (COORDINATES.index([0, 0, 0]), COORDINATES.index([0, 1, 2])),
+        (COORDINATES.index([1, 1, 2]), COORDINATES.index([1, 2, 4])),
+    ]
     torch.testing.assert_close(scores[places[0]], scores[places[1]], rtol=1e-5, atol=1e-5)
     assert (scores[0, 1] - scores[places[0]]).abs() > 1e-3
 

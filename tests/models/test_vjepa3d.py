@@ -33,10 +33,14 @@ def indices(num_volumes=2, num_tokens=32, seed=2):
     return {"context_idx": context, "target_idx": target}
 
 
-def voxels_of(grid, tokens):
-    """bool [D, H, W], True inside the patches `tokens`."""
+def tokens(*shape):
+    return torch.zeros(shape, dtype=torch.long)
+
+
+def voxels_of(grid, patches):
+    """bool [D, H, W], True inside the patches."""
     inside = torch.zeros(grid.image_size, dtype=torch.bool)
-    for d, h, w in grid.coordinates()[tokens.numpy()]:
+    for d, h, w in grid.coordinates()[patches.numpy()]:
         pd, ph, pw = grid.patch_size
         inside[d * pd : (d + 1) * pd, h * ph : (h + 1) * ph, w * pw : (w + 1) * pw] = True
     return inside
@@ -49,7 +53,8 @@ def voxels_of(grid, tokens):
 def test_number_of_trainable_parameters_is_the_formula(preset, positions, count):
     with torch.device("meta"):
         model = VJEPA3D(VJEPA3DConfig(image_size=(64, 384, 384), preset=preset, positions=positions))
-    width, depth, predictor_width, predictor_depth = {"vit_small": (384, 12, 384, 4), "vit_base": (768, 12, 384, 12)}[preset]
+    sizes = {"vit_small": (384, 12, 384, 4), "vit_base": (768, 12, 384, 12)}
+    width, depth, predictor_width, predictor_depth = sizes[preset]
 
     def blocks(number, size):
         return number * (12 * size**2 + 13 * size)
@@ -130,7 +135,9 @@ def test_patch_embedding_equals_the_convolution_that_holds_its_weights():
     expected = embed.proj(volume).flatten(2).transpose(1, 2)
     idx = torch.tensor([[5, 0, 31], [2, 9, 4]])
     torch.testing.assert_close(embed(volume, None), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(embed(volume, idx), torch.stack([e[i] for e, i in zip(expected, idx, strict=True)]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        embed(volume, idx), torch.stack([e[i] for e, i in zip(expected, idx, strict=True)]), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_uint8_views_equal_float_views_standardised_with_the_constants():
@@ -187,7 +194,7 @@ def test_the_moving_average_follows_modules_whose_parameters_were_replaced():
 
 def test_a_bfloat16_teacher_is_refused():
     model = build().to(torch.bfloat16)
-    with pytest.raises(ValueError, match="must be float32; found torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"must be float32; found torch\.bfloat16"):
         model.update_teacher(0.99)
 
 
@@ -211,7 +218,9 @@ def test_output_layers_start_smaller_with_depth():
 def test_autocast_runs_in_bfloat16_near_the_float32_result(positions):
     model, idx = build(positions=positions), indices()
     dtypes = []
-    model.context_encoder.blocks[0].attention.proj.register_forward_pre_hook(lambda _m, args: dtypes.append(args[0].dtype))
+    model.context_encoder.blocks[0].attention.proj.register_forward_pre_hook(
+        lambda _m, args: dtypes.append(args[0].dtype)
+    )
     exact = model(*views(), **idx)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, predictions, targets = model(*views(), **idx)
@@ -247,11 +256,11 @@ def test_a_few_updates_lower_the_loss():
         ({"mask": torch.ones(2, 32, dtype=torch.bool)}, r"found \[32\]"),
         ({"mask": torch.tensor([[True] * 2 + [False] * 30, [True] * 3 + [False] * 29])}, r"found \[2, 3\]"),
         ({"mask": torch.zeros(2, 32)}, "mask must be bool"),
-        ({"context_idx": torch.zeros(2, 20, dtype=torch.long), "target_idx": torch.zeros(2, 13, dtype=torch.long)}, "cannot be disjoint"),
-        ({"context_idx": torch.zeros(1, 5, dtype=torch.long), "target_idx": torch.zeros(2, 5, dtype=torch.long)}, "context_idx must be"),
-        ({"context_idx": torch.zeros(2, 5, dtype=torch.long), "target_idx": torch.zeros(2, 0, dtype=torch.long)}, "target_idx must be"),
+        ({"context_idx": tokens(2, 20), "target_idx": tokens(2, 13)}, "cannot be disjoint"),
+        ({"context_idx": tokens(1, 5), "target_idx": tokens(2, 5)}, "context_idx must be"),
+        ({"context_idx": tokens(2, 5), "target_idx": tokens(2, 0)}, "target_idx must be"),
     ],
-)  # fmt: skip
+)
 def test_masks_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build()(*views(), **arguments)
@@ -259,7 +268,9 @@ def test_masks_that_do_not_fit_are_refused(arguments, message):
 
 def test_views_that_do_not_fit_are_refused():
     model, (view, _), idx = build(), views(), indices()
-    with pytest.raises(ValueError, match=r"target_view must be \[B, C, D, H, W\] = \[B, 1, 8, 64, 32\]; found \[2, 1, 8, 32, 64\]"):
+    with pytest.raises(
+        ValueError, match=r"target_view must be \[B, C, D, H, W\] = \[B, 1, 8, 64, 32\]; found \[2, 1, 8, 32, 64\]"
+    ):
         model(view, view.transpose(3, 4), **idx)
     with pytest.raises(ValueError, match="same volumes; found 2 and 1"):
         model(view, view[:1], **idx)
@@ -281,3 +292,15 @@ def test_views_that_do_not_fit_are_refused():
 def test_a_bad_config_names_key_value_and_choices(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_the_predictor_leaves_out_only_what_nobody_reads(positions):
+    """Its last block computes target tokens only; the result is that of computing all and dropping the context."""
+    predictor, idx = build(positions=positions).predictor, indices()
+    context = torch.randn(2, 13, 96, generator=torch.Generator().manual_seed(0))
+    expected = predictor(context, **idx)
+    last = predictor.blocks[-1]
+    whole = type(last).forward
+    predictor.blocks[-1].forward = lambda x, rotation, num_queries: whole(last, x, rotation)[:, -num_queries:]
+    torch.testing.assert_close(predictor(context, **idx), expected, rtol=1e-5, atol=1e-6)
