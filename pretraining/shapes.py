@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -50,7 +51,7 @@ class ShapeTable:
     def __post_init__(self) -> None:
         self.table = Table("stage", "shape", "promised", "dtype", "device", "memory", "ok")
 
-    def row(self, stage: str, value: torch.Tensor | np.ndarray, promised: Sequence[int | None], note: str = "") -> None:
+    def row(self, stage: str, value: torch.Tensor | np.ndarray, promised: Sequence[int | None]) -> None:
         """Adds a stage; None in `promised` stands for any size. Raises BrokenContract where the shapes differ."""
         shape = list(value.shape)
         fits = len(shape) == len(promised) and all(p in (None, s) for s, p in zip(shape, promised, strict=True))
@@ -58,15 +59,16 @@ class ShapeTable:
         device = value.device.type if isinstance(value, torch.Tensor) else "host"
         wanted = "[" + ", ".join("any" if side is None else str(side) for side in promised) + "]"
         dtype = str(value.dtype).removeprefix("torch.")
-        self._add(stage, str(shape), wanted, dtype, device, _bytes(memory), fits, note)
+        self._add(stage, str(shape), wanted, dtype, device, _bytes(memory), fits)
 
     def check(self, stage: str, found: str, promised: str, ok: bool) -> None:
         """Adds a stage that is no tensor."""
-        self._add(stage, found, promised, "", self.device, "", ok, "")
+        self._add(stage, found, promised, "", self.device, "", ok)
 
-    def _add(self, stage: str, found: str, promised: str, dtype: str, device: str, memory: str, ok: bool, note: str) -> None:
-        mark = ("yes" if ok else "NO") + (f" {note}" if note else "")
-        self.table.add_row(stage, found, promised, dtype, device, memory, mark, style=None if ok else "bold red")
+    def _add(self, stage: str, found: str, promised: str, dtype: str, device: str, memory: str, ok: bool) -> None:
+        mark = "yes" if ok else "NO"
+        cells = (escape(text) for text in (stage, found, promised, dtype, device, memory, mark))
+        self.table.add_row(*cells, style=None if ok else "bold red")
         if not ok:
             self.broken = True
             raise BrokenContract(f"stage '{stage}': found {found}, the configuration promises {promised}")
@@ -140,6 +142,7 @@ def _model_rows(
     assert isinstance(model, VJEPA3D)
     seen: dict[str, Any] = {}
     stages: dict[str, nn.Module] = {
+        "patch tokens": model.target_encoder.patch_embed,
         "context tokens": model.context_encoder,
         "target tokens": model.target_encoder,
         "predictions": model.predictor,
@@ -153,6 +156,7 @@ def _model_rows(
             moved.context_view, moved.target_view, context_idx=moved.context_idx, target_idx=moved.target_idx
         )
     runtime.end_step()
+    rows.row("patch tokens", seen["patch tokens"], [num_samples, config.grid.num_patches, width])
     rows.row("context tokens", seen["context tokens"], [num_samples, masks.num_context, width])
     rows.row("target tokens", seen["target tokens"], [num_samples, config.grid.num_patches, width])
     rows.row("targets", targets, [num_samples, masks.num_target, width])

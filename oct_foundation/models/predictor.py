@@ -47,6 +47,6 @@ class Predictor(nn.Module):
         *inner, last = self.blocks
         for block in inner:
             tokens = block(tokens, rotation)
-        # Nobody reads the context tokens after the last block: leaving them out saves 3 % of a training step.
+        # Nobody reads the context tokens after the last block: leaving them out saves 3 % of a step's operations.
         tokens = last(tokens, rotation, num_queries=target_idx.shape[1])
         return self.proj(self.norm(tokens))
