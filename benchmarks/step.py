@@ -185,6 +185,7 @@ def main() -> None:
             figure = {
                 "volumes_per_s": float(f"{rate:.4g}"),
                 "step_s": median(durations[name]),
+                "fastest_step_s": float(f"{min(durations[name]):.4g}"),
                 "slowest_step_s": float(f"{max(durations[name]):.4g}"),
                 "gflop_per_s": round(rate * step_flops(case.config(name)) / 1e9, 1),
                 "peak_memory_mib": peak_memory(name, case, device),

@@ -25,7 +25,9 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     Serves {context_view, target_view, mask, ...} and {image} alike. Raises ValueError, naming the entry, where samples
     differ in their entries or shapes, or hold no tensor.
     """
-    plain = [{name: tensor for name, value in s.items() if (tensor := plain_tensor(value)) is not None} for s in samples]
+    plain = [
+        {name: tensor for name, value in s.items() if (tensor := plain_tensor(value)) is not None} for s in samples
+    ]
     if not plain or not plain[0]:
         raise ValueError("a batch needs at least one sample with at least one tensor")
     for other in plain[1:]:

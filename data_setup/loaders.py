@@ -1,6 +1,6 @@
-"""Data sets -> batches of fixed shape, in this process or in worker processes; a failing worker is an error, not an end."""
+"""Data sets -> batches of fixed shape, made here or in worker processes; a failing worker is an error, not an end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -52,7 +52,7 @@ def jepa_batch(samples: list[dict[str, torch.Tensor]]) -> JEPABatch:
 
 def train_batches(
     dataset: VolumeDataset, sampler: ShardedBatchSampler, settings: LoaderSettings, *, start_step: int, num_steps: int
-) -> DataLoader[JEPABatch]:
+) -> Iterable[JEPABatch]:
     """The micro-batches of `sampler`'s rank for the updates [start_step, start_step + num_steps)."""
     workers = settings.num_workers
     return DataLoader(

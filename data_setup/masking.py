@@ -68,9 +68,9 @@ class MaskGenerator:
                 self.num_context = grid.num_patches - self.num_target + 1 - largest
         if self.num_target < 1 or self.num_context < 1:
             raise ValueError(
-                f"mask.ratio={settings.ratio} with strategy {settings.strategy} on a grid of {list(grid.grid)} patches leaves "
-                f"{self.num_target} to predict and {self.num_context} to see; at least 1 of each is needed: choose a ratio "
-                f"nearer to 0.5, smaller patches or a larger image"
+                f"mask.ratio={settings.ratio} with strategy {settings.strategy} on a grid of {list(grid.grid)} patches "
+                f"leaves {self.num_target} to predict and {self.num_context} to see; at least 1 of each is needed: "
+                f"choose a ratio nearer to 0.5, smaller patches or a larger image"
                 + (" or a smaller mask.block_fraction" if settings.strategy == "multiblock" else "")
             )
 
@@ -110,7 +110,7 @@ class MaskGenerator:
         return min(max(round(self._block_area / rows), 1), self.grid.grid[2])
 
     def _blocks(self, rng: np.random.Generator) -> np.ndarray:
-        """bool [D, H, W]: the union of blocks over all B-scans, at least `num_target` patches.
+        """Bool [D, H, W]: the union of blocks over all B-scans, at least `num_target` patches.
 
         A block that leaves the plane on one side comes in on the other. Blocks that must stay inside hide the centre
         far more often than the corners (0.91 against 0.03): here every patch has the same chance, by symmetry.

@@ -16,6 +16,8 @@ INNER_LAYERS = (("RNFL", 0.12, 0.80), ("GCL+IPL", 0.26, 0.55), ("INL", 0.14, 0.3
 OUTER_LAYERS = (("ONL", 0.24, 0.22), ("EZ", 0.06, 0.85), ("OS", 0.05, 0.40), ("RPE", 0.03, 1.00))
 VITREOUS, DRUSEN, FLUID, CHOROID = 0.03, 0.60, 0.04, 0.55
 
+Quad = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
@@ -24,9 +26,9 @@ class Anatomy:
     laterality: Literal["R", "L"]
     thickness_um: float
     fovea_mm: tuple[float, float]
-    drusen: tuple[tuple[float, float, float, float], ...]  # z, x, radius, height in mm
-    fluid: tuple[tuple[float, float, float, float], ...]  # z, x, lateral radius, half height in mm
-    vessels: tuple[tuple[float, float, float, float], ...]  # offset and angle of a line, bend per mm, radius in mm
+    drusen: tuple[Quad, ...]  # z, x, radius, height in mm
+    fluid: tuple[Quad, ...]  # z, x, lateral radius, half height in mm
+    vessels: tuple[Quad, ...]  # offset and angle of a line, bend per mm, radius in mm
     tilt: tuple[float, float]  # mm of depth per mm along z and x
     depth_mm: float  # of the pigment epithelium at the centre
 
@@ -43,36 +45,35 @@ class Anatomy:
 
 def random_anatomy(rng: np.random.Generator) -> Anatomy:
     """An eye: most have a few drusen, a third has fluid."""
-    def spots(count: int, radius: tuple[float, float], height: tuple[float, float], reach: float) -> tuple:
-        draws = rng.uniform(
-            (-reach, -reach, radius[0], height[0]), (reach, reach, radius[1], height[1]), size=(count, 4)
-        )
-        return tuple(tuple(map(float, row)) for row in draws)
+
+    def draw(count: int, low: Quad, high: Quad) -> tuple[Quad, ...]:
+        rows = rng.uniform(low, high, size=(count, 4)).tolist()
+        return tuple((a, b, c, d) for a, b, c, d in rows)
 
     fovea = rng.uniform(-0.5, 0.5, size=2)
     has_fluid = rng.random() < 1 / 3
-    lines = rng.uniform((-2.6, -0.5, -0.15, 0.03), (2.6, 0.5, 0.15, 0.08), size=(int(rng.integers(3, 9)), 4))
+    vessels = draw(int(rng.integers(3, 9)), (-2.6, -0.5, -0.15, 0.03), (2.6, 0.5, 0.15, 0.08))
     return Anatomy(
         laterality="R" if rng.random() < 0.5 else "L",
         thickness_um=float(rng.uniform(250, 380)),
         fovea_mm=(float(fovea[0]), float(fovea[1])),
-        drusen=spots(int(rng.integers(0, 13)), (0.08, 0.3), (0.02, 0.09), 2.2),
-        fluid=spots(int(rng.integers(1, 4)) if has_fluid else 0, (0.2, 0.6), (0.03, 0.07), 1.2),
-        vessels=tuple(tuple(map(float, row)) for row in lines),
+        drusen=draw(int(rng.integers(0, 13)), (-2.2, -2.2, 0.08, 0.02), (2.2, 2.2, 0.3, 0.09)),
+        fluid=draw(int(rng.integers(1, 4)) if has_fluid else 0, (-1.2, -1.2, 0.2, 0.03), (1.2, 1.2, 0.6, 0.07)),
+        vessels=vessels,
         tilt=(float(rng.uniform(-0.03, 0.03)), float(rng.uniform(-0.05, 0.05))),
         depth_mm=float(rng.uniform(0.95, 1.2)),
     )
 
 
 def _plane(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """z [D, 1] and x [1, W] of the A-scans, in mm."""
+    """Places of the A-scans in mm: z [D, 1] and x [1, W]."""
     z = (np.arange(shape[0]) + 0.5) / shape[0] - 0.5
     x = (np.arange(shape[2]) + 0.5) / shape[2] - 0.5
     return (FIELD_MM * z)[:, None], (FIELD_MM * x)[None, :]
 
 
 def vessel_map(anatomy: Anatomy, shape: tuple[int, int, int]) -> np.ndarray:
-    """float [D, W]: 1 on a vessel's axis, falling off to 0."""
+    """How much of a vessel each A-scan meets, float [D, W]: 1 on a vessel's axis, falling off to 0."""
     z, x = _plane(shape)
     total = np.zeros((shape[0], shape[2]))
     for offset, angle, bend, radius in anatomy.vessels:

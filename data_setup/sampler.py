@@ -6,12 +6,13 @@ micro-batch or a resume in mid-epoch slices the same stream differently and chan
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 
-class SampleKey(NamedTuple):
+@dataclass(frozen=True, order=True)
+class SampleKey:
     """What a worker needs to make a sample: the pass over the data, and which sample."""
 
     epoch: int
@@ -63,7 +64,7 @@ class ShardedBatchSampler:
         return [SampleKey(epoch, index) for index in order[positions].tolist()]
 
     def micro_batches(self, start_step: int, num_steps: int) -> Iterator[list[SampleKey]]:
-        """This rank's micro-batches of the updates [start_step, start_step + num_steps), across epochs."""
+        """The rank's micro-batches of the updates [start_step, start_step + num_steps), across epochs."""
         size = self.micro_batch_size
         for step in range(start_step, start_step + num_steps):
             samples = self.global_batch_at(step)

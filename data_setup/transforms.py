@@ -4,7 +4,7 @@ The views share every spatial transform, so that a token is the same tissue in b
 randomness comes from (seed, epoch, index): no worker, order or resume can change a sample.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from monai.data import set_track_meta
 from monai.transforms import (
     Compose,
     MapTransform,
-    Randomizable,
     RandAdjustContrastd,
     RandAffined,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    Randomizable,
     RandScaleIntensityd,
     RandShiftIntensityd,
     Transform,
@@ -38,7 +38,8 @@ class ViewSettings:
     """Probabilities of each augmentation, and how far it goes; 0 switches one off.
 
     Spatial (shared by both views): mirror along D and W; in-plane tilt (rad), shift and zoom (share of H and W).
-    Intensity (each view for itself; grey levels 0 to 1): gain, brightness, gamma, noise (standard deviation), blur (voxels).
+    Intensity (each view for itself; grey levels 0 to 1): gain, brightness, gamma, noise (standard deviation), blur
+    (voxels).
     """
 
     flip_prob: float = 0.5
@@ -83,7 +84,7 @@ class TwoViewTransform(MapTransform, Randomizable):
             part.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Replaces `image` by the two views."""
         rest = {key: value for key, value in data.items() if key != "image"}
         image = torch.as_tensor(data["image"]).float() / 255
@@ -115,7 +116,9 @@ def _intensity(settings: ViewSettings, view: str) -> list[Any]:
         RandScaleIntensityd(keys, factors=settings.max_gain, prob=prob),
         RandShiftIntensityd(keys, offsets=settings.max_brightness, prob=prob),
         RandAdjustContrastd(keys, prob=prob, gamma=(1 / settings.max_gamma, settings.max_gamma)),
-        RandGaussianSmoothd(keys, prob=settings.blur_prob, **dict.fromkeys(("sigma_x", "sigma_y", "sigma_z"), (0, settings.max_blur))),
+        RandGaussianSmoothd(
+            keys, prob=settings.blur_prob, **dict.fromkeys(("sigma_x", "sigma_y", "sigma_z"), (0, settings.max_blur))
+        ),
         RandGaussianNoised(keys, prob=settings.noise_prob, std=settings.max_noise),
     ]
 
@@ -139,7 +142,7 @@ class JEPAMaskGeneratord(Transform):
         self._rng = rng
         return self
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The sample with a mask of its own."""
         drawn = self._masks.draw(self._rng)
         arrays = zip(("mask", "context_idx", "target_idx"), drawn, strict=True)

@@ -1,4 +1,4 @@
-"""Builds a `Run` out of a configuration, prepared data and a runtime; everything that can be refused is refused here."""
+"""Builds a `Run` out of a configuration, prepared data and a runtime; what can be refused is refused here."""
 
 import json
 import logging
@@ -125,8 +125,8 @@ def resume(run: Run, checkpoints: CheckpointManager) -> None:
     _same_run(manifest.facts, run.facts)
     if saved["samples_seen"] % run.global_batch:
         raise ResumeError(
-            f"the checkpoint has seen {saved['samples_seen']} samples, which batch.global_batch_size={run.global_batch} "
-            f"does not divide; use the value it was trained with"
+            f"the checkpoint has seen {saved['samples_seen']} samples, which "
+            f"batch.global_batch_size={run.global_batch} does not divide; use the value it was trained with"
         )
     run.state.restore(saved, runtime)
     runtime.end_step()  # restored tensors become inputs of the step's program, not part of it
@@ -155,8 +155,8 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
     for key in ("model", "mask", "seed"):
         if saved["config"][key] != now["config"][key]:
             raise ResumeError(
-                f"{key} differs from the checkpoint's: {saved['config'][key]} there, {now['config'][key]} here. Use the "
-                f"same configuration, or start anew with another output_dir (or checkpoint.resume=false)"
+                f"{key} differs from the checkpoint's: {saved['config'][key]} there, {now['config'][key]} here. Use "
+                f"the same configuration, or start anew with another output_dir (or checkpoint.resume=false)"
             )
     if saved["total_steps"] != now["total_steps"]:
         log.warning(

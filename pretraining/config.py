@@ -15,7 +15,7 @@ from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from data_setup.loaders import LoaderSettings
 from data_setup.masking import MaskGenerator, MaskSettings
@@ -88,10 +88,12 @@ class BatchSection:
             if self.global_batch_size % per_micro_step:
                 lower = self.global_batch_size // per_micro_step * per_micro_step
                 near = [size for size in (lower, lower + per_micro_step) if size]
-                cores = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % (n * world_size) == 0]
+                cores = [
+                    n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % (n * world_size) == 0
+                ]
                 raise ConfigError(
-                    f"the global batch does not divide over the devices: {found}. Set batch.global_batch_size to one of "
-                    f"{near}" + (f", or batch.per_core_batch_size to one of {cores}" if cores else "")
+                    f"the global batch does not divide over the devices: {found}. Set batch.global_batch_size to "
+                    f"one of {near}" + (f", or batch.per_core_batch_size to one of {cores}" if cores else "")
                 )
             return self.global_batch_size // per_micro_step
         product = per_micro_step * self.grad_accum_steps
@@ -150,9 +152,7 @@ class OptimSection:
                 decay_steps=self.decay_steps,
                 total_steps=total_steps,
             ),
-            weight_decay=Schedule(
-                shape="cosine", peak=self.weight_decay, final=wd_final, total_steps=total_steps
-            ),
+            weight_decay=Schedule(shape="cosine", peak=self.weight_decay, final=wd_final, total_steps=total_steps),
             ema_momentum=Schedule(  # linear over the whole run, as I-JEPA and V-JEPA do
                 shape="wsd",
                 peak=self.ema_momentum,

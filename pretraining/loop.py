@@ -154,9 +154,9 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     limit = run.config.optim.max_skipped_in_a_row
     if averaged["skipped_in_a_row"] >= limit:
         raise DivergedError(
-            f"the gradient was not finite in the last {int(averaged['skipped_in_a_row'])} updates up to step {state.step} "
-            f"(limit optim.max_skipped_in_a_row={limit}); no update was applied and no weight is damaged. Lower "
-            f"optim.base_lr, lengthen optim.warmup_steps, or look at the data of these steps; restart resumes"
+            f"the gradient was not finite in the last {int(averaged['skipped_in_a_row'])} updates up to step "
+            f"{state.step} (limit optim.max_skipped_in_a_row={limit}); no update was applied and no weight is damaged. "
+            f"Lower optim.base_lr, lengthen optim.warmup_steps, or look at the data of these steps; restart resumes"
         )
     return named
 

@@ -58,7 +58,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.config, config_yaml)
         except OSError as error:
-            raise ValueError(f"output_dir {self.path} cannot be written ({error.strerror}); set output_dir=...") from error
+            raise ValueError(
+                f"output_dir {self.path} cannot be written ({error.strerror}); set output_dir=..."
+            ) from error
 
     def tee_output(self) -> subprocess.Popen[bytes]:
         """From here on stdout and stderr of this process and its children also go to `train.log`.
@@ -67,9 +69,7 @@ class RunFolder:
         """
         sys.stdout.flush()
         sys.stderr.flush()
-        tee = subprocess.Popen(
-            ["tee", "-i", "-a", str(self.log)], stdin=subprocess.PIPE, start_new_session=True
-        )
+        tee = subprocess.Popen(["tee", "-i", "-a", str(self.log)], stdin=subprocess.PIPE, start_new_session=True)
         assert tee.stdin is not None
         for descriptor in (1, 2):
             os.dup2(tee.stdin.fileno(), descriptor)

@@ -129,7 +129,9 @@ def walk(config: RunConfig, runtime: Runtime, rows: ShapeTable, scratch: Path) -
     rows.row("batch.context_idx", batch.context_idx, [num_samples, masks.num_context])
     rows.row("batch.target_idx", batch.target_idx, [num_samples, masks.num_target])
     share = masks.num_target / num_tokens
-    rows.check("mask ratio", f"{share:.4f}", f"{config.mask.ratio} within one block", abs(share - config.mask.ratio) < 0.1)
+    rows.check(
+        "mask ratio", f"{share:.4f}", f"{config.mask.ratio} within one block", abs(share - config.mask.ratio) < 0.1
+    )
     _model_rows(small, task, runtime, rows, batch, masks)
 
 
@@ -166,7 +168,14 @@ def _model_rows(
     scalars = config.optim.schedules(1000).at(max(1, config.optim.warmup_steps))
     metrics = runtime.fetch(
         train_step(
-            task, model, state.replica, state.optimizer, runtime, [moved], runtime.scalars(scalars), config.train.precision
+            task,
+            model,
+            state.replica,
+            state.optimizer,
+            runtime,
+            [moved],
+            runtime.scalars(scalars),
+            config.train.precision,
         )
     )
     norm = metrics["grad_norm"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from data_setup.index import PreparedSet, TooManyBadFiles
 from data_setup.prepare import prepare
-from data_setup.sources import DirectorySource, PhantomSource
+from data_setup.sources import DirectorySource, InputSource, PhantomSource
 from oct_foundation.checkpoints.manager import new_attempt
 from oct_foundation.checkpoints.store import StoreError
 from oct_foundation.runtime.base import Runtime, RuntimeKind
@@ -110,6 +110,7 @@ def prepare_data(config: RunConfig, folder: RunFolder) -> Path:
     `data.max_bad_fraction`.
     """
     cache = Path(config.data.cache_dir) if config.data.cache_dir else folder.prepared
+    source: InputSource
     match config.data.source:
         case "phantom":
             source = PhantomSource(cache / "phantom-dicom", config.data.phantom)

@@ -1,1 +1,1 @@
-"""Optimisation: schedules as pure functions of the step, parameter groups, measured clipping, AdamW that skips bad steps."""
+"""Optimisation: schedules as functions of the step, parameter groups, measured clipping, AdamW that skips bad steps."""

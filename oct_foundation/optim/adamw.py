@@ -37,7 +37,7 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         self.betas, self.eps, self.guard = betas, eps, guard
-        super().__init__(list(groups), {})
+        super().__init__([dict(group) for group in groups], {})
         self._learning_rate: float | torch.Tensor = 0.0
         self._weight_decay: float | torch.Tensor = 0.0
         self._create_state()
@@ -90,15 +90,15 @@ class AdamW(torch.optim.Optimizer):
         self._count_step()
 
     def _update_fused(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> None:
-        """torch's fused kernel, the one that `torch.optim.AdamW(fused=True)` calls; it skips where found_inf is 1.
+        """Torch's fused kernel, the one that `torch.optim.AdamW(fused=True)` calls; it skips where found_inf is 1.
 
         It wants the number of this update, 1 for the first, while the state holds finished updates.
         """
         states = [self.state[parameter] for parameter in parameters]
         number = states[0]["step"] + 1
         torch._fused_adamw_(
-            parameters,
-            [parameter.grad for parameter in parameters],  # type: ignore[misc]
+            list[torch.Tensor](parameters),
+            [_gradient(parameter) for parameter in parameters],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -121,7 +121,7 @@ class AdamW(torch.optim.Optimizer):
         correction1 = 1 - torch.pow(torch.full_like(number, beta1), number)
         correction2 = 1 - torch.pow(torch.full_like(number, beta2), number)
         for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
+            state, gradient = self.state[parameter], _gradient(parameter)
             exp_avg = state["exp_avg"] * beta1 + gradient * (1 - beta1)
             exp_avg_sq = state["exp_avg_sq"] * beta2 + gradient * gradient * (1 - beta2)
             denominator = (exp_avg_sq / correction2).sqrt() + self.eps
@@ -133,3 +133,9 @@ class AdamW(torch.optim.Optimizer):
     def _count_step(self) -> None:
         for counter in {id(state["step"]): state["step"] for state in self.state.values()}.values():
             counter.add_(self.guard.finite.to(counter.device))
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Of a parameter that has one."""
+    assert parameter.grad is not None
+    return parameter.grad

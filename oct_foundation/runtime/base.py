@@ -29,10 +29,14 @@ B = TypeVar("B", bound=DeviceBatch)
 class Runtime(Protocol):
     """One rank's view of the device and of the other ranks."""
 
-    kind: RuntimeKind
     device: torch.device
     rank: int
     world_size: int
+
+    @property
+    def kind(self) -> RuntimeKind:
+        """Which of the three."""
+        ...
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """The model to call in training: equal weights on all ranks, gradients reduced as this runtime does it."""

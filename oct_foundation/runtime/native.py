@@ -42,9 +42,7 @@ class NativeRuntime:
         if self.world_size == 1:
             return model
         devices = [self.device] if self.kind == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def batches(self, batches: Iterable[B]) -> Iterator[B]:
         """Copies one batch ahead on CUDA (the loader pins its memory); passes through on CPU."""
@@ -111,4 +109,3 @@ class NativeRuntime:
         if self.kind == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
-

@@ -38,7 +38,9 @@ def choose_kind(choice: DeviceChoice) -> RuntimeKind:
                 return "xla"
             return "cuda" if torch.cuda.is_available() else "xla" if has_xla else "cpu"
         case "xla" if not has_xla:
-            raise ValueError("device xla: torch-xla is not installed (it exists for Linux x86-64 only); use cpu or cuda")
+            raise ValueError(
+                "device xla: torch-xla is not installed (it exists for Linux x86-64 only); use cpu or cuda"
+            )
         case "cuda" if not torch.cuda.is_available():
             raise ValueError("device cuda: torch finds no CUDA device here; use --device xla or --device cpu")
         case _:

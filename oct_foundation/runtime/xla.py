@@ -76,7 +76,7 @@ class XlaRuntime:
             torch_xla.sync()
 
     def optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """reduce -> (pre-hook: measure, clip) -> step. Not after a reduction of our own: it would reduce twice."""
+        """Reduce -> (pre-hook: measure, clip) -> step. Not after a reduction of our own: it would reduce twice."""
         xm.optimizer_step(optimizer, barrier=False)
 
     def end_step(self) -> None:

@@ -27,9 +27,7 @@ class VJEPATask:
             PreparedVolumes(prepared, "train", config.data.max_samples),
             TrainingTransform(config.data.views, masks, seed=config.seed),
         )
-        self._val = VolumeDataset(
-            PreparedVolumes(prepared, "val", None), ValidationTransform(masks, seed=config.seed)
-        )
+        self._val = VolumeDataset(PreparedVolumes(prepared, "val", None), ValidationTransform(masks, seed=config.seed))
         self.num_train_samples = len(self._train)
 
     def build_model(self) -> nn.Module:
@@ -65,7 +63,11 @@ class VJEPATask:
     def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> Iterable[JEPABatch]:
         """Micro-batches of this rank, `grad_accum_steps` of them per update."""
         return train_batches(
-            self._train, self.sampler(rank, world_size), self.config.data.loader, start_step=start_step, num_steps=num_steps
+            self._train,
+            self.sampler(rank, world_size),
+            self.config.data.loader,
+            start_step=start_step,
+            num_steps=num_steps,
         )
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[JEPABatch]:

@@ -6,7 +6,13 @@ from monai.data import MetaTensor
 from data_setup.collate import collate
 from data_setup.masking import MaskGenerator, MaskSettings
 from data_setup.sampler import SampleKey
-from data_setup.transforms import JEPAMaskGeneratord, TrainingTransform, TwoViewTransform, ValidationTransform, ViewSettings
+from data_setup.transforms import (
+    JEPAMaskGeneratord,
+    TrainingTransform,
+    TwoViewTransform,
+    ValidationTransform,
+    ViewSettings,
+)
 from oct_foundation.geometry import PatchGrid
 
 SHAPE = (8, 32, 48)
@@ -53,9 +59,7 @@ def test_flips_are_along_b_scans_and_across_never_upside_down():
 
 
 def test_intensities_differ_between_views_and_leave_places_alone():
-    only_gain = ViewSettings(
-        flip_prob=0.0, affine_prob=0.0, intensity_prob=1.0, noise_prob=0.0, blur_prob=0.0
-    )
+    only_gain = ViewSettings(flip_prob=0.0, affine_prob=0.0, intensity_prob=1.0, noise_prob=0.0, blur_prob=0.0)
     context, target = views(only_gain, 3)
     assert not torch.equal(context, target)
     for view in (context, target):  # a monotone change of grey levels keeps their order

@@ -41,7 +41,9 @@ class FinishedRun:
 
     def state(self) -> dict[str, Any]:
         """The newest checkpoint's state."""
-        found = CheckpointManager(LocalStore(self.folder / "checkpoints"), CheckpointSettings(), run_id="test").restore()
+        found = CheckpointManager(
+            LocalStore(self.folder / "checkpoints"), CheckpointSettings(), run_id="test"
+        ).restore()
         assert found is not None
         return found[0]
 
@@ -59,11 +61,10 @@ def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(prepared_cache: Path) -> Train:
     """`train(folder, *overrides, device='cpu', code=0, fault=None)` runs the smoke configuration."""
 
-    def run(
-        folder: Path, *overrides: str, device: str = "cpu", code: int = 0, fault: str | None = None
-    ) -> FinishedRun:
+    def run(folder: Path, *overrides: str, device: str = "cpu", code: int = 0, fault: str | None = None) -> FinishedRun:
+        module = "tests.integration.faulty_train" if fault else "pretraining.train"
         command = [
-            sys.executable, "-m", "tests.integration.faulty_train" if fault else "pretraining.train", str(SMOKE), "--device", device, f"output_dir={folder}",
+            sys.executable, "-m", module, str(SMOKE), "--device", device, f"output_dir={folder}",
             f"data.cache_dir={prepared_cache}", "wandb.mode=disabled", "train.precision=fp32", *overrides,
         ]  # fmt: skip
         environment = {"OMP_NUM_THREADS": "1", "PJRT_DEVICE": "CPU", "FAULT": fault or ""}

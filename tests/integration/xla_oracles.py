@@ -72,7 +72,14 @@ torch.manual_seed(0)
 model = VJEPA3D(CONFIG)
 xla, cpu = Side(model, XlaRuntime()), Side(model, NativeRuntime("cpu"))
 generator = torch.Generator().manual_seed(1)
-report = {"devices": xr.global_runtime_device_count(), "ema": 0.0, "weights": 0.0, "loss": 0.0, "norm": 0.0, "finite": True}
+report = {
+    "devices": xr.global_runtime_device_count(),
+    "ema": 0.0,
+    "weights": 0.0,
+    "loss": 0.0,
+    "norm": 0.0,
+    "finite": True,
+}
 mesh = xs.Mesh(np.arange(report["devices"]), (report["devices"],), ("data",)) if mode == "spmd" else None
 for step in range(6 if mode == "spmd" else 5):
     momentum = 0.9 + 0.02 * step

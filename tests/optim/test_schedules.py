@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -39,7 +40,7 @@ def test_no_schedule_restarts_over_150_epochs(shape):
     assert values[0] == 0.0
     assert values[100] == max(values) == 1e-4
     after = values[100:]
-    assert all(later <= earlier for earlier, later in zip(after, after[1:], strict=False)), "it rose again: a restart"
+    assert all(later <= earlier for earlier, later in itertools.pairwise(after)), "it rose again: a restart"
     assert after[-1] == pytest.approx(1e-4 if shape == "constant" else 1e-6)
 
 

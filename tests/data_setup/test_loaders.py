@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+
+from data_setup.datasets import VolumeDataset
+from data_setup.loaders import LoaderSettings, train_batches, validation_batches
+from data_setup.masking import MaskGenerator, MaskSettings
+from data_setup.sampler import ShardedBatchSampler
+from data_setup.transforms import TrainingTransform, ValidationTransform, ViewSettings
+from oct_foundation.batch import JEPABatch
+from oct_foundation.geometry import PatchGrid
+
+GRID = PatchGrid(image_size=(4, 16, 32), patch_size=(4, 16, 16))
+
+
+class Volumes:
+    """Volume i is all i."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index == 99:
+            raise OSError("volume 99 cannot be read")
+        return np.full(GRID.image_size, index, np.uint8)
+
+    def fingerprint(self) -> str:
+        return str(self.count)
+
+
+def masks() -> MaskGenerator:
+    return MaskGenerator(GRID, MaskSettings(ratio=0.5))
+
+
+def batches(num_workers: int, count: int = 12, start_step: int = 0, num_steps: int = 4) -> list[JEPABatch]:
+    dataset = VolumeDataset(Volumes(count), TrainingTransform(ViewSettings(), masks(), seed=1))
+    sampler = ShardedBatchSampler(
+        num_samples=count, seed=1, rank=1, world_size=2, micro_batch_size=2, grad_accum_steps=1, drop_last=True
+    )
+    settings = LoaderSettings(num_workers=num_workers, timeout_s=60)
+    return list(train_batches(dataset, sampler, settings, start_step=start_step, num_steps=num_steps))
+
+
+def test_batches_are_equal_with_and_without_workers():
+    alone, helped = batches(0), batches(2)
+    assert len(alone) == len(helped) == 4
+    for one, other in zip(alone, helped, strict=True):
+        for name, tensor in one.tensors().items():
+            assert torch.equal(tensor, other.tensors()[name]), name
+
+
+def test_a_later_start_gives_the_later_batches():
+    whole, later = batches(0), batches(0, start_step=2, num_steps=2)
+    for one, other in zip(whole[2:], later, strict=True):
+        assert torch.equal(one.context_view, other.context_view)
+        assert torch.equal(one.target_idx, other.target_idx)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_volume_that_cannot_be_read_is_an_error_not_an_early_end(num_workers):
+    with pytest.raises(OSError, match="volume 99"):
+        batches(num_workers, count=100, num_steps=25)
+
+
+def validation(count: int, rank: int, world_size: int) -> list[JEPABatch]:
+    dataset = VolumeDataset(Volumes(count), ValidationTransform(masks(), seed=1))
+    return list(validation_batches(dataset, rank=rank, world_size=world_size, micro_batch_size=2))
+
+
+def shown(batches: list[JEPABatch]) -> list[int]:
+    return [int(view.max()) for batch in batches for view in batch.context_view]
+
+
+def test_validation_is_shared_by_ranks_in_whole_batches():
+    ranks = [validation(11, rank, 2) for rank in (0, 1)]
+    assert [len(batches) for batches in ranks] == [2, 2]
+    assert sorted(shown(ranks[0]) + shown(ranks[1])) == list(range(8))
+
+
+def test_too_few_validation_volumes_fill_one_batch_by_repeating():
+    assert shown(validation(3, 0, 2)) + shown(validation(3, 1, 2)) == [0, 1, 2, 0]
+    assert validation(0, 0, 1) == []
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"prefetch_factor": 0}, {"timeout_s": 0}])
+def test_impossible_settings_are_refused_by_key(wrong):
+    with pytest.raises(ValueError, match=f"data.loader.{next(iter(wrong))}"):
+        LoaderSettings(**wrong)
