@@ -61,7 +61,7 @@ def test_every_file_has_a_row_and_every_accepted_one_a_volume(scans: Path, tmp_p
     assert [row.id for row in prepared.rows] == sorted(row.id for row in prepared.rows)
     assert len(prepared.rows) == 13
     assert prepared.bad_by_reason() == {"burned_in_annotation": 1, "empty_file": 1, "not_dicom": 1}
-    assert prepared.bad_fraction == pytest.approx(3 / 13)
+    assert prepared.bad_fraction == pytest.approx(2 / 12)  # a .txt beside the scans is no damaged scan
     assert (len(prepared.accepted("train")), len(prepared.accepted("val"))) == (6, 4)
     for row in prepared.accepted():
         volume = prepared.volume(row)
@@ -192,11 +192,22 @@ def test_the_real_folder_is_used_and_its_other_formats_are_named(test_data: Path
     assert prepared.bad_by_reason() == {"not_dicom": 17}
     messages = [row.message or "" for row in prepared.rows if row.status == "rejected"]
     assert all("another OCT format" in message for message in messages)
-    with pytest.raises(TooManyBadFiles, match="not_dicom") as caught:
+    assert any("Heidelberg .vol" in message for message in messages)
+    prepared.check_bad_fraction(0.0)  # none of these promises by its name to be DICOM
+
+
+def test_too_many_damaged_files_are_refused_with_the_table_of_reasons(test_data: Path, tmp_path: Path) -> None:
+    for name in ("ok_reference_3x248x384.dcm", "git_lfs_pointer.dcm", "truncated_native_60pct.dcm"):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        shutil.copy(test_data / "edge" / "synthetic" / name, tmp_path / "scans")
+    (tmp_path / "scans" / "notes.json").write_text("{}")
+    prepared = prepare(DirectorySource(tmp_path / "scans"), tmp_path / "cache", SETTINGS, 1)
+    with pytest.raises(TooManyBadFiles, match=r"2 of 3 files \(66\.7%\)") as caught:
         prepared.check_bad_fraction(0.5)
-    assert "Heidelberg .vol" in str(caught.value)
-    assert str(test_data) not in str(caught.value)
-    prepared.check_bad_fraction(0.75)
+    assert "pixel_data_truncated" in str(caught.value)
+    assert "Git LFS" in str(caught.value)
+    assert "git_lfs_pointer" not in str(caught.value)
+    prepared.check_bad_fraction(0.7)
 
 
 def test_dangerous_files_are_judged_without_harm(test_data: Path, tmp_path: Path) -> None:

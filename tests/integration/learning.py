@@ -21,7 +21,7 @@ from pretraining.step import train_step
 from pretraining.tasks.vjepa import VJEPATask
 from tests.integration.conftest import SMOKE
 
-NUM_VOLUMES, BATCH = 320, 16
+NUM_VOLUMES, BATCH = 160, 16
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def learning_task(folder: Path, *, momentum: float, seed: int, steps: int) -> VJ
         SMOKE,
         [
             "model.image_size=[16,64,64]", "model.loss=smooth_l1", f"seed={seed}", "data.max_samples=null",
-            f"data.phantom.num_volumes={NUM_VOLUMES}", "data.phantom.scale=0.4", "data.val_fraction=0.25",
+            f"data.phantom.num_volumes={NUM_VOLUMES}", "data.val_fraction=0.25",
             f"batch.global_batch_size={BATCH}", f"batch.per_core_batch_size={BATCH}", "optim.base_lr=1e-3",
             "optim.warmup_steps=50", f"optim.ema_momentum={momentum}", f"optim.final_ema_momentum={momentum}",
             f"train.max_steps={steps}", "train.epochs=1000", "train.precision=fp32",
-            "data.views.affine_prob=0", "data.views.noise_prob=0", "data.views.blur_prob=0",
+            "data.views.affine_prob=0", "data.views.intensity_prob=0", "data.views.noise_prob=0", "data.views.blur_prob=0",
         ],
     )  # fmt: skip
     source = PhantomSource(folder / "dicom", config.data.phantom)
