@@ -1,7 +1,7 @@
 """XLA through torch-xla: one process per TPU chip under `xmp.spawn`, or one process of XLA on a CPU.
 
 Nothing runs until `end_step` cuts the recorded program; a host read before it would make a second program.
-Facts and traps behind each line: docs/xla.md.
+Why each line is as it is: docs/decisions/001-one-engine.md.
 """
 
 import os

@@ -36,16 +36,14 @@ def learned(verdict: Verdict) -> bool:
     return verdict.position_ratio < MAX_POSITION_RATIO and verdict.spread > MIN_SPREAD
 
 
-@pytest.mark.parametrize(
-    "seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_tiny_model_learns_on_phantoms_in_300_steps(run, seed):
     verdict = run(momentum=0.996, seed=seed)
     assert learned(verdict), verdict
 
 
 def test_a_run_without_a_teacher_collapses_and_fails_both_thresholds(run):
-    dead = run(momentum=0.0, seed=1)
+    dead = run(momentum=0.0, seed=2)
     assert dead.position_ratio > MAX_POSITION_RATIO, dead
     assert dead.spread < MIN_SPREAD, dead
     assert dead.loss < 0.01, "a collapsed run is one with a low loss; this one only failed"
