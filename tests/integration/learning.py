@@ -43,7 +43,8 @@ def learning_task(folder: Path, *, momentum: float, seed: int, steps: int) -> VJ
             f"batch.global_batch_size={BATCH}", f"batch.per_core_batch_size={BATCH}", "optim.base_lr=1e-3",
             "optim.warmup_steps=50", f"optim.ema_momentum={momentum}", f"optim.final_ema_momentum={momentum}",
             f"train.max_steps={steps}", "train.epochs=1000", "train.precision=fp32",
-            "data.views.affine_prob=0", "data.views.intensity_prob=0", "data.views.noise_prob=0", "data.views.blur_prob=0",
+            "data.views.affine_prob=0", "data.views.intensity_prob=0",
+            "data.views.noise_prob=0", "data.views.blur_prob=0",
         ],
     )  # fmt: skip
     source = PhantomSource(folder / "dicom", config.data.phantom)
