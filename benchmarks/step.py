@@ -19,6 +19,13 @@ from benchmarks.report import median, parse_arguments, peak_memory_mib, print_re
 from benchmarks.vjepa2_peer import VJEPA2Peer, copy_weights
 from oct_foundation.batch import JEPABatch
 from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D, VJEPA3DConfig
+from oct_foundation.optim.adamw import AdamW
+from oct_foundation.optim.clipping import GradientGuard
+from oct_foundation.optim.groups import parameter_groups
+from oct_foundation.runtime.base import Precision
+from oct_foundation.runtime.native import NativeRuntime
+from pretraining.step import train_step
+from pretraining.tasks.vjepa import VJEPATask
 
 NAMES = ("peer", "ours rotary", "ours sincos")
 HIDDEN_SHARE = 0.6
@@ -74,8 +81,26 @@ def build(name: str, case: Case, device: torch.device) -> VJEPA3D | VJEPA2Peer:
     return peer.to(device)
 
 
-class Contestant:
-    """A model with its optimizer; calling it is one training step, which returns the loss on the device."""
+class Ours:
+    """The project's own step, the one that every run makes, on the project's own model and optimizer."""
+
+    def __init__(self, name: str, case: Case, device: torch.device) -> None:
+        self.model = build(name, case, device).train()
+        guard = GradientGuard(MAX_NORM, device)
+        self.optimizer = AdamW(parameter_groups(self.model), guard=guard)
+        self.task = VJEPATask.__new__(VJEPATask)  # its loss and its EMA, without its data
+        self.runtime = NativeRuntime("cuda" if device.type == "cuda" else "cpu")
+        self.precision: Precision = "bf16" if device.type == "cuda" else "fp32"
+
+    def __call__(self, batch: JEPABatch) -> torch.Tensor:
+        """One update on `batch`."""
+        scalars = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "ema_momentum": MOMENTUM}
+        model, optimizer, runtime = self.model, self.optimizer, self.runtime
+        return train_step(self.task, model, model, optimizer, runtime, [batch], scalars, self.precision)["loss"]
+
+
+class Peer:
+    """The same update as a user of torch would write it: clip, fused AdamW, foreach moving average."""
 
     def __init__(self, name: str, case: Case, device: torch.device) -> None:
         self.model = build(name, case, device).train()
@@ -97,6 +122,11 @@ class Contestant:
         return loss.detach()
 
 
+def contestant_of(name: str, case: Case, device: torch.device) -> Ours | Peer:
+    """By its name in NAMES."""
+    return Peer(name, case, device) if name == "peer" else Ours(name, case, device)
+
+
 def precision(device: torch.device) -> AbstractContextManager[None]:
     """float32 on a CPU, bfloat16 autocast on CUDA, for all contestants alike."""
     return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -115,7 +145,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 def time_case(case: Case, device: torch.device, *, num_warmup: int, num_steps: int) -> dict[str, list[float]]:
     """Seconds of each timed step by contestant; raises ValueError when `ours rotary` is not what the peer computes."""
     batch = case.batch(device)
-    contestants = {name: Contestant(name, case, device) for name in NAMES}
+    contestants = {name: contestant_of(name, case, device) for name in NAMES}
     first_losses = {name: float(contestant(batch)) for name, contestant in contestants.items()}
     tolerance = 1e-5 if device.type == "cpu" else 1e-2  # float32; bfloat16
     if abs(first_losses["ours rotary"] / first_losses["peer"] - 1) > tolerance:
@@ -134,7 +164,7 @@ def time_case(case: Case, device: torch.device, *, num_warmup: int, num_steps: i
 def memory_of(name: str, case: Case, device_type: str) -> float | None:
     """Peak MiB of two steps, in a process of its own: resident size on a CPU, allocated by torch on CUDA."""
     device = torch.device(device_type)
-    contestant, batch = Contestant(name, case, device), case.batch(device)
+    contestant, batch = contestant_of(name, case, device), case.batch(device)
     for _ in range(2):
         contestant(batch)
     if device.type == "cuda":

@@ -44,8 +44,9 @@ class PreparedVolumes:
         return self._prepared.volume(self._rows[index])
 
     def fingerprint(self) -> str:
-        """Hash of the volumes' ids."""
-        return hashlib.sha256("".join(row.id for row in self._rows).encode()).hexdigest()[:16]
+        """Hash of the volumes' ids and of the settings that they were prepared with."""
+        names = [self._prepared.info["settings_sha256"], *(row.id for row in self._rows)]
+        return hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):

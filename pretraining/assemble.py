@@ -74,7 +74,7 @@ def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run], Tracker])
         accumulation=accumulation,
         tracker=FanOut([]),
         checkpoints=checkpoints if runtime.rank == 0 else None,
-        facts=_facts(config, task, total_steps, per_epoch),
+        facts=_facts(config, task, runtime.world_size, total_steps, per_epoch),
     )
     if checkpoints is not None and config.checkpoint.resume:
         resume(run, checkpoints)
@@ -123,23 +123,19 @@ def resume(run: Run, checkpoints: CheckpointManager) -> None:
     assert found is not None, "a checkpoint asked for by name is there or an error"
     saved, manifest = found
     _same_run(manifest.facts, run.facts)
-    if saved["samples_seen"] % run.global_batch:
-        raise ResumeError(
-            f"the checkpoint has seen {saved['samples_seen']} samples, which "
-            f"batch.global_batch_size={run.global_batch} does not divide; use the value it was trained with"
-        )
     run.state.restore(saved, runtime)
     runtime.end_step()  # restored tensors become inputs of the step's program, not part of it
     log.info("resumed from step %d of %d", run.state.step, run.total_steps)
 
 
-def _facts(config: RunConfig, task: Task, total_steps: int, per_epoch: int) -> dict[str, Any]:
+def _facts(config: RunConfig, task: Task, world_size: int, total_steps: int, per_epoch: int) -> dict[str, Any]:
     """What must be equal when a run goes on, and what its checkpoints tell about it."""
     return {
         "config": json.loads(json.dumps(config.to_dict())),  # tuples become lists, as they come back
         "total_steps": total_steps,
         "samples_per_epoch": per_epoch * config.batch.global_batch_size,
-        "data": task.data_fingerprint(),
+        "global_batch": config.batch.global_batch_size,
+        "data": task.data_fingerprint(world_size=world_size),
         "versions": versions(),
         "git_sha": git_sha(),
     }
@@ -151,6 +147,12 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
         raise ResumeError(
             "the training samples or their order differ from the checkpoint's: files were added, removed or prepared "
             "otherwise. Use the same data, or start anew with another output_dir (or checkpoint.resume=false)"
+        )
+    if saved["global_batch"] != now["global_batch"]:
+        raise ResumeError(
+            f"global_batch_size is {now['global_batch']}, the checkpoint was trained with {saved['global_batch']}: steps "
+            f"would no longer name the same samples. On other devices keep it and change batch.per_core_batch_size or "
+            f"batch.grad_accum_steps"
         )
     for key in ("model", "mask", "seed"):
         if saved["config"][key] != now["config"][key]:

@@ -11,202 +11,26 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from data_setup.loaders import LoaderSettings
 from data_setup.masking import MaskGenerator, MaskSettings
-from data_setup.phantom import PhantomSettings
 from data_setup.prepare import PrepareSettings
-from data_setup.transforms import ViewSettings
-from oct_foundation.checkpoints.location import parse_ckpt_dir
-from oct_foundation.checkpoints.manager import CheckpointSettings
 from oct_foundation.geometry import PatchGrid
 from oct_foundation.models.vjepa3d import VJEPA3DConfig
-from oct_foundation.optim.schedules import Schedule, Schedules, ScheduleShape
-from oct_foundation.runtime.base import Precision
-from oct_foundation.runtime.select import DeviceChoice
 from oct_foundation.tracking.wandb import WandbSettings
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be run; the message names the key, what was found and what is allowed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSection:
-    """Which volumes, and how they are made ready."""
-
-    source: Literal["phantom", "directory"] = "phantom"
-    root: str | None = None
-    cache_dir: str | None = None  # null: <output_dir>/prepared
-    max_samples: int | None = None
-    val_fraction: float = 0.1
-    max_bad_fraction: float = 0.25
-    any_sop_class: bool = False
-    include_nonvolumetric: bool = False
-    allow_burned_in: bool = False
-    prepare_workers: int = 2
-    phantom: PhantomSettings = field(default_factory=PhantomSettings)
-    views: ViewSettings = field(default_factory=ViewSettings)
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
-
-    def __post_init__(self) -> None:
-        if self.source == "directory" and not self.root:
-            raise ValueError("data.root is needed with data.source=directory: the folder that holds the DICOM files")
-        _check_range("data.max_bad_fraction", self.max_bad_fraction, 0.0, 1.0)
-        _check_least("data.prepare_workers", self.prepare_workers, 1)
-        if self.max_samples is not None:
-            _check_least("data.max_samples", self.max_samples, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSection:
-    """global_batch_size = per_core_batch_size x devices x grad_accum_steps; `auto` derives the last."""
-
-    global_batch_size: int = 32
-    per_core_batch_size: int = 1
-    grad_accum_steps: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        _check_least("batch.global_batch_size", self.global_batch_size, 1)
-        _check_least("batch.per_core_batch_size", self.per_core_batch_size, 1)
-        if self.grad_accum_steps != "auto":
-            _check_least("batch.grad_accum_steps", self.grad_accum_steps, 1)
-
-    def accumulation(self, world_size: int) -> int:
-        """Micro-steps per update on `world_size` devices; raises ConfigError naming the values that work."""
-        per_micro_step = self.per_core_batch_size * world_size
-        found = (
-            f"batch.global_batch_size={self.global_batch_size}, batch.per_core_batch_size={self.per_core_batch_size}, "
-            f"devices={world_size}, batch.grad_accum_steps={self.grad_accum_steps}"
-        )
-        if self.grad_accum_steps == "auto":
-            if self.global_batch_size % per_micro_step:
-                lower = self.global_batch_size // per_micro_step * per_micro_step
-                near = [size for size in (lower, lower + per_micro_step) if size]
-                cores = [
-                    n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % (n * world_size) == 0
-                ]
-                raise ConfigError(
-                    f"the global batch does not divide over the devices: {found}. Set batch.global_batch_size to "
-                    f"one of {near}" + (f", or batch.per_core_batch_size to one of {cores}" if cores else "")
-                )
-            return self.global_batch_size // per_micro_step
-        product = per_micro_step * self.grad_accum_steps
-        if product != self.global_batch_size:
-            steps, rest = divmod(self.global_batch_size, per_micro_step)
-            remedy = f"batch.global_batch_size={product}"
-            if steps and not rest:
-                remedy = f"batch.grad_accum_steps={steps} (or auto), or {remedy}"
-            raise ConfigError(
-                f"global_batch_size must be per_core_batch_size x devices x grad_accum_steps = {product}: {found}. "
-                f"Set {remedy}"
-            )
-        return self.grad_accum_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSection:
-    """AdamW, its schedules, clipping and the EMA teacher's momentum."""
-
-    base_lr: float = 1e-4
-    schedule: ScheduleShape = "constant"
-    warmup_steps: int = 0
-    start_lr: float = 0.0
-    final_lr: float = 0.0
-    decay_steps: int = 0
-    weight_decay: float = 0.04
-    final_weight_decay: float | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_norm: float | None = 1.0
-    ema_momentum: float = 0.998
-    final_ema_momentum: float = 1.0
-    max_skipped_in_a_row: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("base_lr", "start_lr", "final_lr", "weight_decay"):
-            _check_range(f"optim.{name}", getattr(self, name), 0.0, 10.0)
-        for name in ("ema_momentum", "final_ema_momentum"):
-            _check_range(f"optim.{name}", getattr(self, name), 0.0, 1.0)
-        for beta in self.betas:
-            _check_range("optim.betas", beta, 0.0, 0.999999)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"optim.clip_norm must be above 0, or null to measure only; found {self.clip_norm}")
-        _check_least("optim.max_skipped_in_a_row", self.max_skipped_in_a_row, 1)
-
-    def schedules(self, total_steps: int) -> Schedules:
-        """The three scalars as pure functions of the step, over a run of `total_steps` updates."""
-        wd_final = self.weight_decay if self.final_weight_decay is None else self.final_weight_decay
-        return Schedules(
-            learning_rate=Schedule(
-                shape=self.schedule,
-                start=self.start_lr,
-                peak=self.base_lr,
-                final=self.final_lr,
-                warmup_steps=self.warmup_steps,
-                decay_steps=self.decay_steps,
-                total_steps=total_steps,
-            ),
-            weight_decay=Schedule(shape="cosine", peak=self.weight_decay, final=wd_final, total_steps=total_steps),
-            ema_momentum=Schedule(  # linear over the whole run, as I-JEPA and V-JEPA do
-                shape="wsd",
-                peak=self.ema_momentum,
-                final=self.final_ema_momentum,
-                decay_steps=total_steps,
-                total_steps=total_steps,
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSection:
-    """How long, in which precision, and what is said on the way."""
-
-    epochs: int = 1
-    max_steps: int | None = None
-    precision: Precision = "bf16"
-    drop_last: bool = True
-    log_every_steps: int = 10
-    val_every_steps: int | None = None  # null: at the end only
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "log_every_steps", "val_every_steps"):
-            if getattr(self, name) is not None:
-                _check_least(f"train.{name}", getattr(self, name), 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointSection(CheckpointSettings):
-    """Where checkpoints go, and whether a run in the same place goes on from them."""
-
-    ckpt_dir: str | None = "${output_dir}/checkpoints"
-    resume: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ckpt_dir is None or "${" not in self.ckpt_dir:
-            parse_ckpt_dir(self.ckpt_dir)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeSection:
-    """`--device` of the launcher sets the first; the second starts gloo processes on a CPU."""
-
-    device: DeviceChoice = "auto"
-    num_processes: int = 1
-
-    def __post_init__(self) -> None:
-        _check_least("runtime.num_processes", self.num_processes, 1)
-        if self.num_processes > 1 and self.device != "cpu":
-            raise ValueError(
-                f"runtime.num_processes={self.num_processes} starts CPU processes and needs runtime.device=cpu; found "
-                f"{self.device}. GPUs are started by torchrun, TPU chips by xmp.spawn: leave it at 1 there"
-            )
+from pretraining.sections import (
+    BatchSection,
+    CheckpointSection,
+    ConfigError,
+    DataSection,
+    OptimSection,
+    RuntimeSection,
+    TrainSection,
+    check_range,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +51,7 @@ class RunConfig:
     runtime: RuntimeSection = field(default_factory=RuntimeSection)
 
     def __post_init__(self) -> None:
-        _check_range("seed", self.seed, 0, 2**32 - 1)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         MaskGenerator(self.grid, self.mask)  # raises where the ratio leaves no context or no target
 
     @property
@@ -349,13 +173,3 @@ def _beside(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
     found = sorted(str(other) for other in folder.glob("*.yaml"))
     return f"; there are: {', '.join(found)}" if found else ""
-
-
-def _check_range(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{key} must be between {low:g} and {high:g}; found {value}")
-
-
-def _check_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{key} must be at least {least}; found {value}")

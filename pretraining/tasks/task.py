@@ -38,6 +38,6 @@ class Task(Protocol):
         """Optimizer updates of one pass over the training samples."""
         ...
 
-    def data_fingerprint(self) -> str:
+    def data_fingerprint(self, *, world_size: int) -> str:
         """Changes when the samples or their order change; compared at resume."""
         ...

@@ -83,6 +83,6 @@ class VJEPATask:
         """From the sampler that the run uses."""
         return self.sampler(0, world_size).steps_per_epoch
 
-    def data_fingerprint(self) -> str:
+    def data_fingerprint(self, *, world_size: int) -> str:
         """Hash of the order and of the samples' ids."""
-        return self.sampler(0, 1).order_hash() + self._train.fingerprint()
+        return self.sampler(0, world_size).order_hash() + self._train.fingerprint()

@@ -43,6 +43,14 @@ def test_xla_and_cpu_learn_the_same_in_fp32(cpu_run, xla_run):
     close(xla_run.curve("train/grad_norm"), cpu_run.curve("train/grad_norm"), 1e-3)
 
 
+def test_xla_and_cpu_losses_agree_over_ten_steps_with_warm_up_and_cosine(train, tmp_path):
+    ten = ("train.max_steps=10", "optim.schedule=cosine", "train.val_every_steps=null")
+    runs = {device: train(tmp_path / device, *ten, device=device) for device in ("cpu", "xla")}
+    assert len(runs["cpu"].curve("train/loss")) == 10
+    close(runs["xla"].curve("train/loss"), runs["cpu"].curve("train/loss"), 1e-4)
+    assert runs["xla"].summary["train_step_graphs"] == 1
+
+
 def test_the_xla_train_step_is_one_graph(xla_run):
     assert xla_run.summary["train_step_graphs"] == 1
     assert "compiled" not in xla_run.output.replace("graphs_compiled", "")
@@ -97,3 +105,13 @@ def test_an_exploding_run_stops_with_a_message_and_keeps_finite_weights(train, t
     assert "not finite" in run.output
     assert "Traceback" not in run.output
     assert all(torch.isfinite(tensor).all() for tensor in run.state()["model"].values())
+
+
+def test_another_global_batch_is_refused_and_an_explicit_accumulation_resumes(train, tmp_path):
+    explicit = ("batch.grad_accum_steps=2", "train.max_steps=2", "train.val_every_steps=null")
+    train(tmp_path, *explicit)
+    refused = train(tmp_path, "batch.global_batch_size=4", "batch.grad_accum_steps=4", "train.max_steps=4", code=1)
+    assert "global_batch" in refused.output
+    assert "Traceback" not in refused.output
+    gone_on = train(tmp_path, "batch.grad_accum_steps=1", "train.max_steps=3", "runtime.num_processes=2")
+    assert gone_on.summary["start_step"] == 2
