@@ -151,8 +151,8 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
     if saved["global_batch"] != now["global_batch"]:
         raise ResumeError(
             f"global_batch_size is {now['global_batch']}, the checkpoint was trained with {saved['global_batch']}: "
-            f"steps would no longer name the same samples. On other devices keep it and change batch.per_core_batch_size or "
-            f"batch.grad_accum_steps"
+            f"steps would no longer name the same samples. On other devices keep it and change "
+            f"batch.per_core_batch_size or batch.grad_accum_steps"
         )
     for key in ("model", "mask", "seed"):
         if saved["config"][key] != now["config"][key]:

@@ -40,7 +40,7 @@ def learning_task(folder: Path, *, momentum: float, seed: int, steps: int) -> VJ
         [
             "model.image_size=[16,64,64]", "model.loss=smooth_l1", f"seed={seed}", "data.max_samples=null",
             f"data.phantom.num_volumes={NUM_VOLUMES}", "data.val_fraction=0.25",
-            f"batch.global_batch_size={BATCH}", f"batch.per_core_batch_size={BATCH}", "optim.base_lr=1e-3",
+            f"batch.global_batch_size={BATCH}", f"batch.per_core_batch_size={BATCH}", "optim.base_lr=5e-4",
             "optim.warmup_steps=50", f"optim.ema_momentum={momentum}", f"optim.final_ema_momentum={momentum}",
             f"train.max_steps={steps}", "train.epochs=1000", "train.precision=fp32",
             "data.views.affine_prob=0", "data.views.intensity_prob=0",
