@@ -12,12 +12,12 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from data_setup.splits import Split
+from data_setup.volume import Laterality, Spacing
 
 INDEX_NAME, DATASET_NAME, VOLUMES_NAME = "index.jsonl", "dataset.json", "volumes"
 _NAMED_FINDINGS, _NAMED_FILES = 5, 3  # of each reason and of each finding, in the table for the log
 
 Shape = tuple[int, int, int]
-Spacing = tuple[float | None, float | None, float | None]
 
 
 class TooManyBadFiles(ValueError):
@@ -28,7 +28,8 @@ class TooManyBadFiles(ValueError):
 class IndexRow:
     """One input file: accepted with its volume, or rejected with `reason`, `message` and `detail`.
 
-    foreign: rejected, but by its name never meant to be DICOM (a .json beside the scans): no sign of damage.
+    foreign: rejected, but by its name never meant to be a scan (a .json beside the scans): no sign of damage.
+    bytes, crc32c (base64): of the source file, where its listing states them. sha256: of the volume's bytes.
     Shapes and spacings [D, H, W], before (`source_`) and after resizing; None where rejected or unknown.
     """
 
@@ -38,6 +39,10 @@ class IndexRow:
     message: str | None = None
     detail: str | None = None
     foreign: bool = False
+    format: str | None = None
+    bytes: int | None = None
+    crc32c: str | None = None
+    sha256: str | None = None
     source_shape: Shape | None = None
     shape: Shape | None = None
     source_spacing_mm: Spacing | None = None
@@ -46,7 +51,8 @@ class IndexRow:
     vendor: str | None = None
     model: str | None = None
     protocol: str | None = None
-    laterality: Literal["R", "L"] | None = None
+    region: str | None = None
+    laterality: Laterality | None = None
     volumetric: bool | None = None
     split: Split | None = None
 

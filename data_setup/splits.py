@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Literal
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 
 def assign_splits(patient_of: Mapping[str, str], val_fraction: float, seed: int) -> tuple[dict[str, Split], str | None]:

@@ -18,7 +18,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from data_setup.dicom.errors import BadFile, Reason
+from data_setup.errors import BadFile, Reason
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 _PREAMBLE = 128

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from pydicom import uid
 
-from data_setup.dicom.errors import BadFile, Reason
 from data_setup.dicom.header import JPEG2000_SYNTAXES, Header
+from data_setup.errors import BadFile, Reason
 
 _ITEM, _DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _STREAM_STARTS = (

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 from pydicom import Dataset, uid
 
 from data_setup.dicom.elements import Elements, PixelElement, find_elements, touch, value
-from data_setup.dicom.errors import BadFile, Reason
 from data_setup.dicom.scan_pattern import ScanPattern, read_scan_pattern
+from data_setup.errors import BadFile, Reason
 
 OPT_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.5.4"  # Ophthalmic Tomography Image Storage
 _PIXEL_DATA = (0x7FE0, 0x0010)  # the two lower elements of the group are float pixels

@@ -10,10 +10,11 @@ import numpy as np
 from pydicom import uid
 from pydicom.pixels import pixel_array
 
+from data_setup.content import check_content
 from data_setup.dicom.elements import UNDEFINED_LENGTH
-from data_setup.dicom.errors import BadFile, Reason
 from data_setup.dicom.fragments import check_frames
 from data_setup.dicom.header import Header
+from data_setup.errors import BadFile, Reason
 
 
 def read_pixels(file: BinaryIO, size: int, header: Header) -> np.ndarray:
@@ -28,7 +29,7 @@ def read_pixels(file: BinaryIO, size: int, header: Header) -> np.ndarray:
     if header.inverted:
         voxels = _inverted(voxels, header)
     voxels = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("="))
-    _check_content(voxels)
+    check_content(voxels)
     return voxels
 
 
@@ -112,12 +113,3 @@ def _inverted(voxels: np.ndarray, header: Header) -> np.ndarray:
     top = voxels.dtype.type(2**header.bits_stored - 1)
     return top - np.minimum(voxels, top)
 
-
-def _check_content(voxels: np.ndarray) -> None:
-    """Check 12: raises BadFile(constant_image, mostly_blank)."""
-    lowest, highest = voxels.min(axis=(1, 2)), voxels.max(axis=(1, 2))
-    if lowest.min() == highest.max():
-        raise BadFile(Reason.CONSTANT_IMAGE, "every pixel has the same value")
-    blank = int((lowest == highest).sum())
-    if 2 * blank > len(voxels):
-        raise BadFile(Reason.MOSTLY_BLANK, f"{blank} of {len(voxels)} frames have one value each")

@@ -9,36 +9,16 @@ import hmac
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
-import numpy as np
 from pydicom import dcmread
 
 from data_setup.dicom.elements import quiet_pydicom
-from data_setup.dicom.errors import BadFile, Reason
 from data_setup.dicom.header import read_header
 from data_setup.dicom.pixels import read_pixels
-from data_setup.dicom.scan_pattern import Spacing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Volume:
-    """A verified scan: stored integers `voxels` [D, H, W], `spacing_mm` [D, H, W] with None where unknown.
-
-    laterality: R = right eye (OD), L = left (OS). volumetric: frames are parallel planes; None = the header cannot
-    tell.
-    """
-
-    voxels: np.ndarray
-    bits_stored: int
-    spacing_mm: Spacing
-    laterality: Literal["R", "L"] | None
-    vendor: str | None
-    model: str | None
-    protocol: str | None
-    volumetric: bool | None
+from data_setup.errors import BadFile, Reason
+from data_setup.volume import Volume
 
 
 def read_volume(

@@ -9,14 +9,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydicom import Dataset
 
 from data_setup.dicom.elements import touch, value
-
-Spacing = tuple[float | None, float | None, float | None]
+from data_setup.volume import Laterality, Spacing
 
 _EQUAL_SPACING = 0.05  # per-frame pixel spacings that differ by less count as one
 _EVEN_STEPS = 0.10  # steps between planes that differ by less count as even
@@ -28,7 +27,7 @@ class ScanPattern:
     """spacing_mm [D, H, W], None per axis where unknown; eye; volumetric None where the header cannot tell."""
 
     spacing_mm: Spacing
-    laterality: Literal["R", "L"] | None
+    laterality: Laterality | None
     volumetric: bool | None
 
 
@@ -99,7 +98,7 @@ def _common(lengths: Iterable[float | None]) -> float | None:
     return float(np.median(values)) if values.max() <= values.min() * (1 + _EQUAL_SPACING) else None
 
 
-def _laterality(dataset: Dataset, groups: list[Dataset | None]) -> Literal["R", "L"] | None:
+def _laterality(dataset: Dataset, groups: list[Dataset | None]) -> Laterality | None:
     """R = right eye, L = left eye; None where nothing is said or two elements disagree."""
     anatomies = [_first(group, "FrameAnatomySequence") for group in groups]
     found = [value(dataset, "ImageLaterality"), value(dataset, "Laterality")]

@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 
 from data_setup.dicom import BadFile, Reason, read_volume
-from data_setup.dicom.errors import REMEDY
+from data_setup.errors import REMEDY
 
 Write = Callable[..., Path]
 

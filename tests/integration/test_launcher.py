@@ -1,0 +1,58 @@
+"""run_tpu_xla.sh as its users meet it: exit codes, and a signal that reaches every process of the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "OCTFM_PYTHON": sys.executable, "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = ["bash", "run_tpu_xla.sh", "configs/smoke_test.yaml", "wandb.mode=disabled", *arguments]
+    return subprocess.Popen(command, cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes that name `folder` on their command line, or whose parent does (loader workers)."""
+    named, parents = set(), {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command, status = (entry / "cmdline").read_bytes(), (entry / "stat").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        state, parent = status.rpartition(")")[2].split()[:2]
+        if state == "Z":
+            continue
+        parents[int(entry.name)] = int(parent)
+        if os.fsencode(folder) in command:
+            named.add(int(entry.name))
+    return sorted(pid for pid, parent in parents.items() if pid in named or parent in named)
+
+
+def test_sigterm_ends_every_process_of_the_run_and_is_its_exit_code(tmp_path: Path) -> None:
+    endless = ("train.max_steps=100000", "train.epochs=100000", "data.loader.num_workers=1")
+    run = start("--device", "cpu", f"output_dir={tmp_path}", *endless)
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        assert run.poll() is None, "it ended before it trained"
+        time.sleep(0.2)
+    assert len(processes_of(tmp_path)) >= 3  # the shell, the run, its loader
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(30) == 128 + signal.SIGTERM
+    gone = time.monotonic() + 10  # the loader's fork server leaves when its pipe closes
+    while processes_of(tmp_path) and time.monotonic() < gone:
+        time.sleep(0.1)
+    assert processes_of(tmp_path) == []
+
+
+def test_the_exit_code_of_a_wrong_configuration_is_passed_on(tmp_path: Path) -> None:
+    run = start(f"output_dir={tmp_path}", "optim.clip_nrom=1")
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert b"clip_norm" in output
