@@ -80,3 +80,10 @@ class BadFile(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+class StopPreparing(Exception):
+    """The machine or the bucket fails, not a file: disk full, permission revoked, bucket gone or silent.
+
+    The text is ours: it names a bucket or a folder that the user gave, never a file. Everything finished is kept.
+    """

@@ -3,6 +3,7 @@
 Enters a folder that data_setup.prepare has finished; leaves rows, memory-mapped volumes and the count of bad files.
 """
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from data_setup.selection import EVERYTHING, Selection
 from data_setup.splits import Split
 from data_setup.volume import Laterality, Spacing
 
@@ -72,7 +74,7 @@ class IndexRow:
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A finished cache folder: its rows sorted by id, and dataset.json as `info`."""
+    """A prepared set, or one version of it: its rows sorted by id, and dataset.json as `info`."""
 
     folder: Path
     rows: tuple[IndexRow, ...]
@@ -85,17 +87,34 @@ class PreparedSet:
         index, dataset = folder / INDEX_NAME, folder / DATASET_NAME
         if not index.is_file() or not dataset.is_file():
             raise ValueError(f"{folder} is no finished cache ({INDEX_NAME}, {DATASET_NAME}); prepare the data again")
-        lines = index.read_text().splitlines()
-        rows = tuple(IndexRow.from_record(json.loads(line)) for line in lines)
-        return cls(folder, rows, json.loads(dataset.read_text()))
+        text, info = index.read_text(), json.loads(dataset.read_text())
+        if hashlib.sha256(text.encode()).hexdigest() != info.get("index_sha256"):
+            raise ValueError(f"{folder}: {INDEX_NAME} is not the one that {DATASET_NAME} names; prepare the data again")
+        rows = tuple(IndexRow.from_record(json.loads(line)) for line in text.splitlines())
+        return cls(folder, rows, info)
 
-    def accepted(self, split: Split | None = None) -> list[IndexRow]:
-        """The usable volumes of a split (None: of both), sorted by id."""
-        return [row for row in self.rows if row.status == "accepted" and split in (None, row.split)]
+    def accepted(self, split: Split | None = None, select: Selection = EVERYTHING) -> list[IndexRow]:
+        """The usable and selected volumes of a split (None: of all), sorted by id."""
+        usable = (row for row in self.rows if row.status == "accepted" and split in (None, row.split))
+        return [row for row in usable if select.takes(row)]
+
+    def check_usable(self, image_size: Shape, select: Selection) -> None:
+        """Raises ValueError unless some volume is selected and all have `image_size` [D, H, W]."""
+        made_for = tuple(self.info["settings"]["image_size"])
+        if made_for != tuple(image_size):
+            raise ValueError(
+                f"the volumes in {self.folder} are {list(made_for)}, model.image_size is {list(image_size)}: prepare "
+                f"the data for this size, or set model.image_size={list(made_for)}"
+            )
+        if not self.accepted("train", select):
+            vendors = ", ".join(self.info["vendors"]) or "none"
+            raise ValueError(
+                f"{self.folder} has no volume to train on that {select.describe()} takes; makers there: {vendors}"
+            )
 
     def volume(self, row: IndexRow) -> np.ndarray:
         """The volume of an accepted row: uint8 [D, H, W], mapped read-only from disk."""
-        return np.load(volume_path(self.folder, row.id), mmap_mode="r")
+        return np.load(self.folder / self.info["volumes"] / f"{row.id}.npy", mmap_mode="r")
 
     def bad_by_reason(self) -> dict[str, int]:
         """How many files were refused, by reason code, most frequent first."""
@@ -140,5 +159,5 @@ class PreparedSet:
 
 
 def volume_path(folder: Path, file_id: str) -> Path:
-    """Where the array of a volume lies."""
+    """Where a version keeps the array of a volume."""
     return folder / VOLUMES_NAME / f"{file_id}.npy"

@@ -12,11 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from subprocess import DEVNULL
 from typing import Any, Generic, Literal, TypeVar
+
+from data_setup.errors import StopPreparing
 
 Task = TypeVar("Task")
 Record = TypeVar("Record")
@@ -45,10 +48,12 @@ _DEFAULT_LIMITS = IsolationLimits()
 
 @dataclass(frozen=True)
 class Outcome(Generic[Record]):
-    """What became of a task: the record, or how it failed, with the exit code or the exception's type, not its text."""
+    """What became of a task: the record, or how it failed, with the exit code or the exception's type, not its text;
+    only StopPreparing keeps its text, which names nobody.
+    """
 
     record: Record | None
-    failure: Literal["died", "timeout", "raised"] | None = None
+    failure: Literal["died", "timeout", "raised", "stopped"] | None = None
     detail: str = ""
 
 
@@ -64,7 +69,9 @@ def serve(descriptor: int) -> None:
     connection.send("")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold pixels and names
     if memory_bytes and sys.platform == "linux":  # macOS accepts the limit and ignores it
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = _address_space() + memory_bytes
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)  # `ulimit -v` stands above us
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     while True:
         try:
@@ -73,6 +80,8 @@ def serve(descriptor: int) -> None:
             return
         try:
             answer = Outcome(job(task))
+        except StopPreparing as error:
+            answer = Outcome(None, "stopped", str(error))
         except Exception as error:  # the worker's top: also StopIteration and MemoryError
             answer = Outcome(None, "raised", type(error).__name__)
         connection.send(answer)
@@ -175,7 +184,18 @@ def run_isolated(
     num_workers: int,
     limits: IsolationLimits = _DEFAULT_LIMITS,
 ) -> Iterator[Outcome[Record]]:
-    """The outcomes of `job` over `tasks`, in their order, computed by `num_workers` children at a time.
+    """The outcomes of `job` over `tasks`, in their order; otherwise as `as_completed`."""
+    arriving = as_completed(job, tasks, num_workers, limits)
+    return _in_order(arriving, len(tasks))
+
+
+def as_completed(
+    job: Callable[[Task], Record],
+    tasks: Sequence[Task],
+    num_workers: int,
+    limits: IsolationLimits = _DEFAULT_LIMITS,
+) -> Iterator[tuple[int, Outcome[Record]]]:
+    """(position, outcome) of `job` over `tasks` as they are done, computed by `num_workers` children at a time.
 
     job: a function at the top of an importable module; tasks and records must pickle. Raises ValueError otherwise.
     Children end when the iterator is closed or exhausted, or when this process dies.
@@ -189,8 +209,8 @@ def run_isolated(
 
 def _outcomes(
     job: Callable[[Task], Record], tasks: Sequence[Task], num_workers: int, limits: IsolationLimits
-) -> Iterator[Outcome[Record]]:
-    """The iterator itself: a thread per worker, results put back into order."""
+) -> Iterator[tuple[int, Outcome[Record]]]:
+    """The iterator itself: a thread per worker; raises what a thread met."""
     waiting: queue.SimpleQueue[tuple[int, Task]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Outcome[Record] | BaseException]] = queue.SimpleQueue()
     for numbered in enumerate(tasks):
@@ -201,7 +221,11 @@ def _outcomes(
     for thread in threads:
         thread.start()
     try:
-        yield from _in_order(done, len(tasks))
+        for _ in tasks:
+            number, outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield number, outcome
     finally:
         stop.set()
         for worker in workers:
@@ -227,13 +251,12 @@ def _work(worker: Worker, waiting: queue.SimpleQueue, done: queue.SimpleQueue, s
         worker.close()
 
 
-def _in_order(done: queue.SimpleQueue, count: int) -> Iterator[Outcome]:
-    """The numbered outcomes 0 .. count - 1 as soon as their turn has come; raises what a thread met."""
-    early: dict[int, Outcome] = {}
-    for number in range(count):
-        while number not in early:
-            arrived, outcome = done.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            early[arrived] = outcome
-        yield early.pop(number)
+def _in_order(arriving: Iterator[tuple[int, Outcome[Record]]], count: int) -> Iterator[Outcome[Record]]:
+    """The outcomes 0 .. count - 1, each as soon as its turn has come."""
+    early: dict[int, Outcome[Record]] = {}
+    with closing(arriving):  # type: ignore[type-var]
+        for number in range(count):
+            while number not in early:
+                arrived, outcome = next(arriving)
+                early[arrived] = outcome
+            yield early.pop(number)

@@ -1,8 +1,14 @@
-"""Data sets -> batches of fixed shape, made here or in worker processes; a failing worker is an error, not an end."""
+"""Data sets -> batches of fixed shape, made here or in worker processes.
 
-from collections.abc import Iterable, Iterator
+A worker that dies is named with its sample and replaced, a bounded number of times; a volume that cannot be read any
+more is replaced and counted. Neither ends an epoch early, and neither goes unseen.
+"""
+
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -10,34 +16,127 @@ from torch.utils.data import DataLoader
 from data_setup.collate import collate
 from data_setup.datasets import VolumeDataset
 from data_setup.sampler import SampleKey, ShardedBatchSampler
+from data_setup.worker_watch import WatchedDataset, describe_deaths
 from oct_foundation.batch import JEPABatch
+
+log = logging.getLogger(__name__)
+
+
+class LoaderError(RuntimeError):
+    """The input side cannot go on: too many dead workers, or too many volumes that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """num_workers 0: in the training process. prefetch_factor: batches that each worker holds ready."""
+    """num_workers 0: in the training process. prefetch_factor: batches that each worker holds ready. max_restarts of
+    all workers after one died; max_replaced_fraction of the samples may come from another volume than planned.
+    """
 
     num_workers: int = 0
     prefetch_factor: int = 2
     timeout_s: int = 300
+    max_restarts: int = 3
+    max_replaced_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        for name, least in (("num_workers", 0), ("prefetch_factor", 1), ("timeout_s", 1)):
+        for name, least in (("num_workers", 0), ("prefetch_factor", 1), ("timeout_s", 1), ("max_restarts", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.loader.{name} must be at least {least}; found {getattr(self, name)}")
+        if not 0 <= self.max_replaced_fraction <= 1:
+            raise ValueError(f"data.loader.max_replaced_fraction must be 0 to 1; found {self.max_replaced_fraction}")
 
 
-class _MicroBatches:
-    """What DataLoader wants of a batch sampler: an iterable with a length."""
+class TrainBatches:
+    """The micro-batches of a rank for the updates [start_step, start_step + num_steps), to be iterated once.
 
-    def __init__(self, sampler: ShardedBatchSampler, start_step: int, num_steps: int) -> None:
-        self._sampler, self._start_step, self._num_steps = sampler, start_step, num_steps
+    num_replaced and num_restarts count while it goes. Raises LoaderError.
+    """
+
+    _FREE_REPLACEMENTS = 10  # a short run with one bad volume must not end for its share
+
+    def __init__(
+        self,
+        dataset: VolumeDataset,
+        sampler: ShardedBatchSampler,
+        settings: LoaderSettings,
+        *,
+        start_step: int,
+        num_steps: int,
+    ) -> None:
+        self._sampler, self._settings = sampler, settings
+        self._dataset = WatchedDataset(dataset, settings.num_workers)
+        self._start_step, self._num_steps = start_step, num_steps
+        self._done = 0  # micro-batches handed out
+        self.num_samples, self.num_replaced, self.num_restarts = 0, 0, 0
+
+    def __iter__(self) -> Iterator[JEPABatch]:
+        while True:
+            batches = iter(self._loader())
+            try:
+                for batch, replaced in batches:
+                    self._count(batch, replaced)
+                    yield batch
+                return
+            except RuntimeError as error:
+                deaths = describe_deaths(getattr(batches, "_workers", []), self._dataset)
+                if not deaths:
+                    raise
+                self._restart_after(deaths, error)
+
+    def _loader(self) -> "DataLoader[Any]":
+        """A loader of what has not been handed out yet."""
+        workers = self._settings.num_workers
+        return DataLoader(
+            self._dataset,
+            batch_sampler=_Remaining(self._sampler, self._start_step, self._num_steps, self._done),
+            collate_fn=_collate,
+            num_workers=workers,
+            # A fork after an accelerator's client has started is unsafe; a fork server was clean when it began.
+            multiprocessing_context="forkserver" if workers else None,
+            prefetch_factor=self._settings.prefetch_factor if workers else None,
+            timeout=self._settings.timeout_s if workers else 0,
+            worker_init_fn=_start_worker,
+        )
+
+    def _count(self, batch: JEPABatch, replaced: list[str]) -> None:
+        self._done += 1
+        self.num_samples += batch.num_samples
+        self.num_replaced += len(replaced)
+        for volume_id in replaced:
+            log.warning("prepared volume %s cannot be read; the next one of the epoch took its place", volume_id)
+        allowed = max(self._FREE_REPLACEMENTS, self._settings.max_replaced_fraction * self.num_samples)
+        if self.num_replaced > allowed:
+            raise LoaderError(
+                f"{self.num_replaced} of {self.num_samples} samples came from another volume than planned, because "
+                f"theirs cannot be read; data.loader.max_replaced_fraction={self._settings.max_replaced_fraction} "
+                f"allows fewer. Is the disk failing, or was the prepared set changed? Prepare it again"
+            )
+
+    def _restart_after(self, deaths: str, error: RuntimeError) -> None:
+        self.num_restarts += 1
+        found = f"loader worker died: {deaths}"
+        if self.num_restarts > self._settings.max_restarts:
+            raise LoaderError(
+                f"{found}; that was the {self.num_restarts}th time (data.loader.max_restarts="
+                f"{self._settings.max_restarts}). SIGKILL mostly means that the memory ran out: lower "
+                f"data.loader.num_workers or prefetch_factor"
+            ) from error
+        log.warning("%s; workers are started again, no sample is lost", found)
+
+
+class _Remaining:
+    """What DataLoader wants of a batch sampler, an iterable with a length, from a micro-batch on."""
+
+    def __init__(self, sampler: ShardedBatchSampler, start_step: int, num_steps: int, done: int) -> None:
+        self._sampler, self._start_step, self._num_steps, self._done = sampler, start_step, num_steps, done
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self._sampler.micro_batches(self._start_step, self._num_steps)
+        steps_done, rest = divmod(self._done, self._sampler.grad_accum_steps)
+        start, left = self._start_step + steps_done, self._num_steps - steps_done
+        return islice(self._sampler.micro_batches(start, left), rest, None)
 
     def __len__(self) -> int:
-        return self._num_steps * self._sampler.grad_accum_steps
+        return self._num_steps * self._sampler.grad_accum_steps - self._done
 
 
 def _start_worker(_worker: int) -> None:
@@ -45,27 +144,14 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def jepa_batch(samples: list[dict[str, torch.Tensor]]) -> JEPABatch:
+def _collate(samples: list[dict[str, Any]]) -> tuple[JEPABatch, list[str]]:
+    """The batch, and the ids of volumes that were replaced in it."""
+    return jepa_batch(samples), [volume_id for sample in samples for volume_id in sample.get("replaced", ())]
+
+
+def jepa_batch(samples: list[dict[str, Any]]) -> JEPABatch:
     """Collates samples and keeps what the step needs."""
     return JEPABatch.from_dict(collate(samples))
-
-
-def train_batches(
-    dataset: VolumeDataset, sampler: ShardedBatchSampler, settings: LoaderSettings, *, start_step: int, num_steps: int
-) -> Iterable[JEPABatch]:
-    """The micro-batches of `sampler`'s rank for the updates [start_step, start_step + num_steps)."""
-    workers = settings.num_workers
-    return DataLoader(
-        dataset,
-        batch_sampler=_MicroBatches(sampler, start_step, num_steps),
-        collate_fn=jepa_batch,
-        num_workers=workers,
-        # A fork after an accelerator's client has started is unsafe; a fork server was clean when it began.
-        multiprocessing_context="forkserver" if workers else None,
-        prefetch_factor=settings.prefetch_factor if workers else None,
-        timeout=settings.timeout_s if workers else 0,
-        worker_init_fn=_start_worker,
-    )
 
 
 def validation_batches(

@@ -1,4 +1,4 @@
-"""One input file -> one prepared uint8 .npy and a small record; this runs in the child process that may die.
+"""One input file -> prepared uint8 .npy files and small records; this runs in the child process that may die.
 
 The only place where a patient's id is looked at: it becomes a keyed code here and goes no further.
 """
@@ -6,29 +6,36 @@ The only place where a patient's id is looked at: it becomes a keyed code here a
 import hashlib
 import hmac
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_setup.dicom import BadFile, Reason, Volume, read_volume
-from data_setup.dicom.read import patient_code
+from data_setup.errors import BadFile, Reason, StopPreparing
 from data_setup.resample import resize, to_uint8
+from data_setup.scan_reader import ScanFormat, promises_a_scan, read_scans
+from data_setup.sources import Stated, is_gcs
+from data_setup.volume import ReadOptions, Volume
 
-# Names that promise DICOM; a .json or .vol beside the scans is no damaged scan.
-_DICOM_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
-    """What the child needs: the file, its id, where the array goes, its size [D, H, W], read options, the key."""
+    """What the child needs: where the file is and what its listing states, its id, the folder of the arrays, their
+    size [D, H, W], what to read, the key of the codes.
+    """
 
-    path: Path
+    location: str | None
+    stated: Stated
     id: str
-    target: Path
+    folder: Path
     image_size: tuple[int, int, int]
-    read_options: dict[str, Any]
+    formats: tuple[ScanFormat, ...]
+    options: ReadOptions
     key: bytes
 
 
@@ -37,51 +44,115 @@ def keyed_id(key: bytes, source_path: str) -> str:
     return hmac.new(key, b"file:" + os.fsencode(source_path), hashlib.sha256).hexdigest()[:16]
 
 
-def prepare_file(task: PrepareTask) -> dict[str, Any]:
-    """Reads, checks, resizes and writes one file; the record of an accepted file, or of a rejected one with its
-    reason.
+def patient_code(key: bytes, patient: str | None) -> str | None:
+    """16 hex digits of the HMAC-SHA256 of a patient's id, None where it is blank.
 
-    Raises OSError where the target cannot be written.
+    An unkeyed or openly salted hash of a four-digit id is undone in milliseconds.
+    """
+    if patient is None or not patient.strip():
+        return None
+    return hmac.new(key, b"patient:" + patient.strip().encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def prepare_file(task: PrepareTask) -> list[Record]:
+    """Fetches, reads, checks, resizes and writes one file; a record per volume in it, or that of its rejection.
+
+    Raises StopPreparing where the bucket or the disk fails.
     """
     try:
-        volume = read_volume(task.path, **task.read_options)
-        patient = patient_code(task.path, task.key)
+        with _local_copy(task) as path:
+            found = read_scans(path, task.formats, task.options)
     except BadFile as bad:
-        foreign = bad.reason is Reason.NOT_DICOM and task.path.suffix.lower() not in _DICOM_SUFFIXES
-        return {**rejected(task.id, bad), "foreign": foreign}
-    _save(task.target, resize(to_uint8(volume.voxels, volume.bits_stored), task.image_size))
-    return {**_accepted(task, volume), "patient": patient or task.id}
+        foreign = bad.reason is Reason.NOT_DICOM and not promises_a_scan(task.location or "", task.formats)
+        return [{**rejected(task.id, bad), "foreign": foreign, **_source(task)}]
+    records = []
+    for number, scan in enumerate(found, start=1):
+        volume_id = task.id if number == 1 else f"{task.id}-{number}"
+        prepared = resize(to_uint8(scan.volume.voxels, scan.volume.bits_stored), task.image_size)
+        _save(task.folder / f"{volume_id}.npy", prepared)
+        records.append(
+            {
+                "id": volume_id,
+                "status": "accepted",
+                "format": scan.format,
+                **_source(task),
+                "sha256": hashlib.sha256(prepared.data).hexdigest(),
+                **_facts(scan.volume, task.image_size),
+                "patient": patient_code(task.key, scan.patient) or task.id,
+            }
+        )
+    return records
 
 
-def rejected(file_id: str, bad: BadFile) -> dict[str, Any]:
+def rejected(file_id: str, bad: BadFile) -> Record:
     """The record of a refused file."""
-    reason = str(bad.reason)
     return {
         "id": file_id,
         "status": "rejected",
-        "reason": reason,
+        "reason": str(bad.reason),
         "message": bad.message,
         "detail": bad.detail or None,
     }
 
 
-def decoder_failure(file_id: str, how: str) -> dict[str, Any]:
+def decoder_failure(file_id: str, how: str) -> Record:
     """The record of a file whose decoder did not come back: `how` it ended."""
     return rejected(file_id, BadFile(Reason.DECODE_FAILED, "the process that decoded the file did not finish", how))
 
 
-def _accepted(task: PrepareTask, volume: Volume) -> dict[str, Any]:
-    """The record of a prepared volume: JSON values, [D, H, W] throughout."""
+@contextmanager
+def _local_copy(task: PrepareTask) -> Iterator[Path]:
+    """The file on disk; an object of a bucket is there for the time of the block. Raises BadFile, StopPreparing."""
+    if task.location is None:
+        raise BadFile(Reason.MISSING_FILE, "the list names no file, or one that its bucket does not hold")
+    if not is_gcs(task.location):
+        path = Path(task.location)
+        _check_size(path, task.stated)
+        yield path
+        return
+    from data_setup.gcs import fetch
+
+    suffix = "".join(Path(task.location).suffixes[-2:])
+    path = task.folder / f"{task.id}.fetched.tmp{suffix}"  # readers of other formats look at the suffix
+    try:
+        fetch(task.location, task.stated, path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _check_size(path: Path, stated: Stated) -> None:
+    """Raises BadFile(transfer_mismatch) where a list states another size or checksum than the file on disk has."""
+    if stated == Stated():
+        return
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if stated.crc32c else b""
+    except OSError as error:
+        raise BadFile(Reason.MISSING_FILE, "the file cannot be opened or read", type(error).__name__) from None
+    if stated.bytes is not None and size != stated.bytes:
+        raise BadFile(Reason.TRANSFER_MISMATCH, f"the file has {size:,} bytes, the list says {stated.bytes:,}")
+    if stated.crc32c:
+        from data_setup.gcs import crc32c
+
+        if crc32c(content) != stated.crc32c:
+            raise BadFile(Reason.TRANSFER_MISMATCH, "the file has another crc32c than the list says")
+
+
+def _source(task: PrepareTask) -> Record:
+    return {"bytes": task.stated.bytes, "crc32c": task.stated.crc32c}
+
+
+def _facts(volume: Volume, image_size: tuple[int, int, int]) -> Record:
+    """What the index says of a volume: JSON values, [D, H, W] throughout."""
     shape = volume.voxels.shape
     return {
-        "id": task.id,
-        "status": "accepted",
         "source_shape": list(shape),
-        "shape": list(task.image_size),
+        "shape": list(image_size),
         "source_spacing_mm": list(volume.spacing_mm),
         "spacing_mm": [
             None if spacing is None else spacing * old / new
-            for spacing, old, new in zip(volume.spacing_mm, shape, task.image_size, strict=True)
+            for spacing, old, new in zip(volume.spacing_mm, shape, image_size, strict=True)
         ],
         "bits": volume.bits_stored,
         "vendor": volume.vendor,
@@ -93,10 +164,14 @@ def _accepted(task: PrepareTask, volume: Volume) -> dict[str, Any]:
 
 
 def _save(target: Path, array: np.ndarray) -> None:
-    """Writes an .npy so that it is either whole or absent under its name."""
+    """Writes an .npy so that it is either whole or absent under its name; raises StopPreparing."""
     temporary = target.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StopPreparing(f"a prepared volume cannot be written: {error.strerror}") from None

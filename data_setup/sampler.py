@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from data_setup.epoch_order import EpochOrder
+
 
 @dataclass(frozen=True, order=True)
 class SampleKey:
@@ -17,13 +19,6 @@ class SampleKey:
 
     epoch: int
     index: int
-
-
-def permutation(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of an epoch: int64 [num_samples], the same on every machine."""
-    digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randperm(num_samples, generator=generator)
 
 
 class ShardedBatchSampler:
@@ -36,21 +31,21 @@ class ShardedBatchSampler:
     def __init__(
         self,
         *,
-        num_samples: int,
-        seed: int,
+        order: EpochOrder,
         rank: int,
         world_size: int,
         micro_batch_size: int,
         grad_accum_steps: int,
         drop_last: bool,
     ) -> None:
-        self.num_samples, self.seed = num_samples, seed
+        self._order = order
         self.rank, self.world_size = rank, world_size
         self.micro_batch_size, self.grad_accum_steps = micro_batch_size, grad_accum_steps
         self.global_batch = micro_batch_size * world_size * grad_accum_steps
+        num_samples = order.num_samples
         full, rest = divmod(num_samples, self.global_batch)
         self.steps_per_epoch = full if drop_last or not rest else full + 1
-        if num_samples < 1 or self.steps_per_epoch < 1:
+        if self.steps_per_epoch < 1:
             raise ValueError(
                 f"{num_samples} training samples do not fill one global batch of {self.global_batch}: add data, set "
                 f"batch.global_batch_size to at most {num_samples}, or train.drop_last=false to repeat samples"
@@ -59,8 +54,8 @@ class ShardedBatchSampler:
     def global_batch_at(self, step: int) -> list[SampleKey]:
         """The samples of update `step` (from 0), of all ranks, in their order."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = permutation(self.num_samples, self.seed, epoch)
-        positions = torch.arange(place * self.global_batch, (place + 1) * self.global_batch) % self.num_samples
+        order = self._order.order(epoch)
+        positions = torch.arange(place * self.global_batch, (place + 1) * self.global_batch) % len(order)
         return [SampleKey(epoch, index) for index in order[positions].tolist()]
 
     def micro_batches(self, start_step: int, num_steps: int) -> Iterator[list[SampleKey]]:
@@ -73,5 +68,5 @@ class ShardedBatchSampler:
                 yield samples[first : first + size]
 
     def order_hash(self) -> str:
-        """Changes with the number of samples and with the seed."""
-        return hashlib.sha256(permutation(self.num_samples, self.seed, 0).numpy().tobytes()).hexdigest()[:16]
+        """Changes with the samples' number, their domains' shares and the seed."""
+        return hashlib.sha256(self._order.order(0).numpy().tobytes()).hexdigest()[:16]

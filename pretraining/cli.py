@@ -13,7 +13,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="pretrain: CONFIG.yaml [key=value ...]", add_help=False)
     shapes = commands.add_parser("shapes", help="run every stage once and print its shapes", add_help=False)
-    for command in (train, shapes):
+    preparing = commands.add_parser("prepare", help="scans -> a verified set: SOURCE --out DIR", add_help=False)
+    data = commands.add_parser("data", help="look at a prepared set: report, summary, locate", add_help=False)
+    for command in (train, shapes, preparing, data):
         command.add_argument("rest", nargs=argparse.REMAINDER)
     arguments, unknown = parser.parse_known_args(argv)
     rest = [*unknown, *arguments.rest]
@@ -22,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.train import main as run
         case "shapes":
             from pretraining.shapes import main as run
+        case "prepare":
+            from pretraining.prepare import main as run
+        case "data":
+            from pretraining.data_commands import main as run
     return run(rest)
 
 

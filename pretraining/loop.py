@@ -140,7 +140,8 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     state, runtime = run.state, run.runtime
     with run.stopwatch.phase("step"):  # on XLA the device works until here
         fetched = runtime.fetch(values["metrics"])
-    averaged = runtime.mean_over_ranks(fetched)
+    counts = {name: float(count * runtime.world_size) for name, count in run.task.input_counts().items()}
+    averaged = runtime.mean_over_ranks(fetched | counts)  # a mean of world_size-fold counts is their sum
     seconds = time.perf_counter() - since.time
     averaged |= values["scalars"]
     averaged["samples_per_sec"] = (state.samples_seen - since.samples) / seconds

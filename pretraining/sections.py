@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_setup.loaders import LoaderSettings
-from data_setup.phantom import PhantomSettings
 from data_setup.transforms import ViewSettings
 from oct_foundation.checkpoints.location import parse_ckpt_dir
 from oct_foundation.checkpoints.retention import CheckpointSettings
 from oct_foundation.optim.schedules import Schedule, Schedules, ScheduleShape
 from oct_foundation.runtime.base import Precision
 from oct_foundation.runtime.select import DeviceChoice
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be run; the message names the key, what was found and what is allowed."""
+from pretraining.settings_file import ConfigError
+from pretraining.source_section import SourceSection
 
 
 def check_range(key: str, value: float, low: float, high: float) -> None:
@@ -33,30 +30,30 @@ def check_least(key: str, value: int, least: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSection:
-    """Which volumes, and how they are made ready."""
+class DataSection(SourceSection):
+    """Which volumes, and how they are made ready.
 
-    source: Literal["phantom", "directory"] = "phantom"
-    root: str | None = None
-    cache_dir: str | None = None  # null: <output_dir>/prepared
+    cache_dir: where prepared volumes are kept, null: <output_dir>/prepared. domain_balance: `vendor` draws each
+    maker equally often, whatever its share of the volumes; domain_weights draws them in these proportions instead.
+    """
+
+    cache_dir: str | None = None
     max_samples: int | None = None
-    val_fraction: float = 0.1
     max_bad_fraction: float = 0.25
-    any_sop_class: bool = False
-    include_nonvolumetric: bool = False
-    allow_burned_in: bool = False
-    prepare_workers: int = 2
-    phantom: PhantomSettings = field(default_factory=PhantomSettings)
+    domain_balance: Literal["none", "vendor"] = "none"
+    domain_weights: dict[str, float] = field(default_factory=dict)
     views: ViewSettings = field(default_factory=ViewSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
 
     def __post_init__(self) -> None:
-        if self.source == "directory" and not self.root:
-            raise ValueError("data.root is needed with data.source=directory: the folder that holds the DICOM files")
+        super().__post_init__()
         check_range("data.max_bad_fraction", self.max_bad_fraction, 0.0, 1.0)
-        check_least("data.prepare_workers", self.prepare_workers, 1)
         if self.max_samples is not None:
             check_least("data.max_samples", self.max_samples, 1)
+        for domain, weight in self.domain_weights.items():
+            check_range(f"data.domain_weights.{domain}", weight, 0.0, 1e6)
+        if self.domain_weights and not sum(self.domain_weights.values()) > 0:
+            raise ValueError("data.domain_weights must not all be 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,14 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from data_setup.dicom import BadFile, Volume, read_volume
+from data_setup.errors import BadFile
+from data_setup.gcs import fetch
+from data_setup.index import PreparedSet
 from data_setup.masking import MaskGenerator
 from data_setup.prepare import prepare
-from data_setup.sources import DirectorySource, InputSource, PhantomSource
+from data_setup.scan_reader import read_scans
+from data_setup.sources import DirectorySource, is_gcs
+from data_setup.volume import Volume
 from oct_foundation.batch import JEPABatch
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Runtime
@@ -83,36 +87,47 @@ def _bytes(number: int) -> str:
     return f"{size:.1f} GiB"
 
 
-def first_volume(source: InputSource, config: RunConfig) -> tuple[Path, Volume]:
-    """The first file of the source that can be read; raises ValueError with the last reason when none can."""
+def first_scan(config: RunConfig, scratch: Path) -> tuple[Path, Volume]:
+    """The first file of the source that can be read, on disk; raises ValueError with the last reason when none can."""
     reason = ""
-    for file in source.files():
+    for file in config.data.open(scratch / "phantom-dicom").files():
+        if file.location is None:
+            continue
+        path = Path(file.location)
         try:
-            return file.path, read_volume(file.path, **config.prepare.read_options)
+            if is_gcs(file.location):
+                path = scratch / path.name
+                fetch(file.location, file.stated, path)
+            return path, read_scans(path, config.data.formats, config.prepare.read_options)[0].volume
         except BadFile as bad:
             reason = str(bad)
     raise ValueError(f"no file of the source can be read; the last one: {reason}")
+
+
+def one_volume(config: RunConfig, rows: ShapeTable, scratch: Path) -> PreparedSet:
+    """A prepared set of one scan of the source, once to train and once to validate; fills the rows of the data."""
+    if config.data.source == "prepared":
+        prepared = PreparedSet.load(str(config.data.root))
+    else:
+        path, volume = first_scan(config, scratch)
+        rows.check("file", f"{path.stat().st_size} bytes", "at least 1", path.stat().st_size > 0)
+        rows.row("volume (source)", volume.voxels, [None, None, None])
+        one = scratch / "one-volume"
+        one.mkdir()
+        for copy in ("train", "val"):  # one patient: the split falls back to volumes, one for each side
+            (one / f"{copy}{''.join(path.suffixes)}").symlink_to(path.resolve())
+        prepared = prepare(DirectorySource(one), scratch / "prepared", config.prepare, num_workers=1)
+    rows.row("volume (prepared)", prepared.volume(prepared.accepted()[0]), list(config.model.image_size))
+    return prepared
 
 
 def walk(config: RunConfig, runtime: Runtime, rows: ShapeTable, scratch: Path) -> None:
     """Runs every stage and fills `rows`; raises BrokenContract at the first broken one."""
     grid, masks = config.grid, MaskGenerator(config.grid, config.mask)
     image, num_tokens = list(config.model.image_size), grid.num_patches
-    phantoms = replace(config.data.phantom, num_volumes=2, broken_fraction=0.0)
-    source: InputSource = PhantomSource(scratch / "phantom-dicom", phantoms)
-    if config.data.source == "directory":
-        assert config.data.root is not None
-        source = DirectorySource(Path(config.data.root))
-    path, volume = first_volume(source, config)
-    rows.check("file", f"{path.stat().st_size} bytes", "at least 1", path.stat().st_size > 0)
-    rows.row("volume (source)", volume.voxels, [None, None, None])
-
-    one = scratch / "one-volume"
-    one.mkdir()
-    for copy in ("train.dcm", "val.dcm"):  # one patient: the split falls back to volumes, one for each side
-        (one / copy).symlink_to(path.resolve())
-    prepared = prepare(DirectorySource(one), scratch / "prepared", config.prepare, num_workers=1)
-    rows.row("volume (prepared)", prepared.volume(prepared.accepted()[0]), image)
+    few = replace(config.data.phantom, num_volumes=2, broken_fraction=0.0)
+    config = replace(config, data=replace(config.data, phantom=few))
+    prepared = one_volume(config, rows, scratch)
 
     # One sample, one micro-batch: what a device sees, without the rest of the data set.
     small = replace(

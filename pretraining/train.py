@@ -1,7 +1,7 @@
 """The training command: configuration -> prepared data -> one worker per device -> summary.json.
 
 Everything that can be checked without a device is checked before one is touched. Exit codes: 0 done; 2 the
-configuration cannot be run; 1 anything else.
+configuration cannot be run; 74 the disk or the bucket failed while preparing; 1 anything else.
 """
 
 import argparse
@@ -10,16 +10,16 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from data_setup.errors import StopPreparing
 from data_setup.index import PreparedSet, TooManyBadFiles
+from data_setup.loaders import LoaderError
 from data_setup.prepare import prepare
-from data_setup.sources import DirectorySource, InputSource, PhantomSource
+from data_setup.sources import is_gcs
 from oct_foundation.checkpoints.manager import new_attempt
 from oct_foundation.checkpoints.store import StoreError
 from oct_foundation.runtime.base import Runtime, RuntimeKind
@@ -31,6 +31,7 @@ from oct_foundation.tracking.wandb import start_wandb
 from pretraining.assemble import Job, assemble
 from pretraining.config import ConfigError, RunConfig, load_config
 from pretraining.loop import DivergedError, Run, train
+from pretraining.prepare import EXIT_STOPPED, progress_display
 from pretraining.provenance import git_sha, versions
 from pretraining.run_folder import RunFolder, close_tee
 from pretraining.state import ResumeError
@@ -38,7 +39,7 @@ from pretraining.state import ResumeError
 log = logging.getLogger("octfm")
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 # What a user can cause: shown as one message, without a traceback.
-EXPECTED = (ResumeError, DivergedError, StoreError)
+EXPECTED = (ResumeError, DivergedError, StoreError, LoaderError)
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_default: Path | None = None) -> None:
@@ -90,6 +91,9 @@ def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: in
     except ValueError as error:  # no data where the configuration says
         log.error("%s", error)
         return EXIT_CONFIG
+    except StopPreparing as stop:
+        log.error("stopped while preparing: %s. The same command goes on from there", stop)
+        return EXIT_STOPPED
     job = Job(config=config, folder=folder, prepared=prepared, terminal_fd=terminal, launcher_pid=os.getpid())
     return launch(kind, worker, job, num_processes=config.runtime.num_processes)
 
@@ -106,43 +110,35 @@ def _known_world_size(config: RunConfig, kind: str) -> int | None:
 def prepare_data(config: RunConfig, folder: RunFolder) -> Path:
     """Volumes of the working size on this host's disk; the table of refused files goes to the log.
 
-    Only the first process of a host works, the others find its result. Raises TooManyBadFiles above
-    `data.max_bad_fraction`.
+    The processes of a host take turns: the first one works, the others find its result. Raises TooManyBadFiles above
+    `data.max_bad_fraction`, ValueError where no volume is left or a prepared set has another size, StopPreparing.
     """
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else folder.prepared
-    source: InputSource
-    match config.data.source:
-        case "phantom":
-            source = PhantomSource(cache / "phantom-dicom", config.data.phantom)
-        case "directory":
-            assert config.data.root is not None
-            source = DirectorySource(Path(config.data.root))
-    workers = config.data.prepare_workers
-    prepared = prepare(source, cache, config.prepare, num_workers=workers, progress=PrepareProgress())
-    prepared.check_bad_fraction(config.data.max_bad_fraction)
+    data = config.data
+    cache = Path(data.cache_dir) if data.cache_dir else folder.prepared
+    if data.source == "prepared":
+        prepared = _open_prepared(str(data.root), cache)
+    else:
+        with progress_display() as progress:
+            source = data.open(cache / "phantom-dicom")
+            prepared = prepare(source, cache, config.prepare, num_workers=data.prepare_workers, progress=progress)
+    prepared.check_bad_fraction(data.max_bad_fraction)
     if table := prepared.bad_file_table():
         log.warning("files that are not used, by reason:\n%s", "\n".join(table))
+    prepared.check_usable(config.model.image_size, data.select)
     log.info("%d volumes in %s", len(prepared.accepted()), prepared.folder)
     if note := prepared.info["split_note"]:
         log.warning("%s", note)
     return prepared.folder
 
 
-class PrepareProgress:
-    """A line every few seconds and at the end: preparing thousands of files takes hours."""
+def _open_prepared(root: str, cache: Path) -> PreparedSet:
+    """What `octfm prepare` wrote; from a bucket it is copied once, since epochs read from disk."""
+    if not is_gcs(root):
+        return PreparedSet.load(root)
+    from data_setup.gcs import download
 
-    def __init__(self, every_s: float = 5.0) -> None:
-        self._every_s, self._start = every_s, time.monotonic()
-        self._last = self._start
-
-    def __call__(self, done: int, total: int) -> None:
-        """Called after each file."""
-        now = time.monotonic()
-        if done < total and now - self._last < self._every_s:
-            return
-        self._last = now
-        left = timedelta(seconds=round((now - self._start) / done * (total - done)))
-        log.info("prepared %d of %d files, left %s", done, total, left)
+    log.info("copying %s to %s", root, cache)
+    return PreparedSet.load(download(root, cache))
 
 
 def worker(runtime: Runtime, job: Job) -> int:

@@ -14,9 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import FileMetaDataset
-from pydicom.filereader import read_dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from data_setup.errors import BadFile, Reason
 
@@ -98,15 +96,11 @@ def value(dataset: Dataset, keyword: str) -> Any:
 def find_elements(file: BinaryIO, size: int) -> Elements:
     """Reads everything before the pixels of a file of `size` bytes.
 
-    Raises BadFile: empty_file, not_dicom, header_truncated or invalid_header. A deflated data set is not inflated (1
-    MB may become 1 GB before its first element can be judged): its elements are those of the file meta alone.
+    Raises BadFile: empty_file, not_dicom, header_truncated or invalid_header.
     """
     if size == 0:
         raise BadFile(Reason.EMPTY_FILE, "the file has 0 bytes")
     _check_prefix(file)
-    deflated = _deflated_meta(file)
-    if deflated is not None:
-        return deflated
     file.seek(0)
     try:
         dataset = dcmread(file, stop_before_pixels=True)
@@ -142,21 +136,6 @@ def _check_prefix(file: BinaryIO) -> None:
         elif text.startswith((b"{", b"[")):
             found = "a JSON text: an error of a download, or metadata of another OCT format"
     raise BadFile(Reason.NOT_DICOM, f"found {found}")
-
-
-def _deflated_meta(file: BinaryIO) -> Elements | None:
-    """The file meta as the only elements if the data set is deflated; else None, and dcmread will judge the meta."""
-    file.seek(_PREAMBLE + 4)
-    try:  # the file meta is always explicit little endian, and ends where group 0002 ends
-        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-        syntax = meta.get("TransferSyntaxUID")
-    except Exception:  # a damaged meta: dcmread fails on it again and gets the right code
-        return None
-    if syntax != DeflatedExplicitVRLittleEndian:
-        return None
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset(meta)
-    return Elements(dataset, DeflatedExplicitVRLittleEndian, None)
 
 
 def _check_last_element(dataset: Dataset, size: int) -> None:

@@ -12,6 +12,7 @@ from pydicom import Dataset, uid
 from data_setup.dicom.elements import Elements, PixelElement, find_elements, touch, value
 from data_setup.dicom.scan_pattern import ScanPattern, read_scan_pattern
 from data_setup.errors import BadFile, Reason
+from data_setup.volume import ReadOptions
 
 OPT_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.5.4"  # Ophthalmic Tomography Image Storage
 _PIXEL_DATA = (0x7FE0, 0x0010)  # the two lower elements of the group are float pixels
@@ -64,17 +65,17 @@ class Header:
         return self.syntax not in NATIVE_SYNTAXES
 
 
-def read_header(file: BinaryIO, size: int, *, any_sop_class: bool, allow_burned_in: bool, max_bytes: int) -> Header:
+def read_header(file: BinaryIO, size: int, options: ReadOptions) -> Header:
     """The header of an open file of `size` bytes; raises BadFile with the first check of 1 to 9 that fails."""
     elements = find_elements(file, size)
-    _check_admitted(elements, any_sop_class=any_sop_class, allow_burned_in=allow_burned_in)
+    _check_admitted(elements, options)
     if elements.pixels is None:
         raise BadFile(Reason.NO_PIXEL_DATA, "the header is complete and no pixel element follows")
     dataset = elements.dataset
     form = _image_form(dataset, elements.pixels)
     if elements.pixels.tag != _PIXEL_DATA:
         raise BadFile(Reason.UNSUPPORTED_PIXEL_FORMAT, "floating-point pixels")
-    _check_budget(form, max_bytes)
+    _check_budget(form, options.max_bytes)
     return Header(
         syntax=elements.syntax,
         pixels=elements.pixels,
@@ -86,11 +87,11 @@ def read_header(file: BinaryIO, size: int, *, any_sop_class: bool, allow_burned_
     )
 
 
-def _check_admitted(elements: Elements, *, any_sop_class: bool, allow_burned_in: bool) -> None:
+def _check_admitted(elements: Elements, options: ReadOptions) -> None:
     """Checks 4 to 7: class of the object, transfer syntax, part of a concatenation, burned-in annotation."""
     dataset, syntax = elements.dataset, elements.syntax
     sop_class = value(dataset, "SOPClassUID") or value(dataset.file_meta, "MediaStorageSOPClassUID")
-    if sop_class != OPT_STORAGE and not any_sop_class:
+    if sop_class != OPT_STORAGE and not options.any_sop_class:
         raise BadFile(Reason.UNSUPPORTED_SOP_CLASS, f"the object is {_standard_name(sop_class)}")
     if syntax not in NATIVE_SYNTAXES and syntax not in COMPRESSED_SYNTAXES:
         raise BadFile(Reason.UNSUPPORTED_TRANSFER_SYNTAX, f"the pixels are stored as {_standard_name(syntax)}")
@@ -99,7 +100,7 @@ def _check_admitted(elements: Elements, *, any_sop_class: bool, allow_burned_in:
     if parts > 1:
         raise BadFile(Reason.CONCATENATION_PART, f"the file is one of {parts} parts of a scan")
     burned_in = value(dataset, "BurnedInAnnotation")
-    if str(burned_in).strip().upper() == "YES" and not allow_burned_in:
+    if str(burned_in).strip().upper() == "YES" and not options.allow_burned_in:
         raise BadFile(Reason.BURNED_IN_ANNOTATION, "BurnedInAnnotation is YES")
 
 

@@ -112,4 +112,3 @@ def _inverted(voxels: np.ndarray, header: Header) -> np.ndarray:
         return np.invert(voxels)
     top = voxels.dtype.type(2**header.bits_stored - 1)
     return top - np.minimum(voxels, top)
-

@@ -4,8 +4,6 @@ fails.
 This is where row, column and frame become [D, H, W] (B-scan, depth, lateral); nothing after it swaps axes again.
 """
 
-import hashlib
-import hmac
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +12,14 @@ from typing import BinaryIO
 
 from pydicom import dcmread
 
+from data_setup.dicom.deflated import inflated
 from data_setup.dicom.elements import quiet_pydicom
 from data_setup.dicom.header import read_header
 from data_setup.dicom.pixels import read_pixels
 from data_setup.errors import BadFile, Reason
-from data_setup.volume import Volume
+from data_setup.volume import ReadOptions, Volume
+
+_ID_BYTES = 1 << 30
 
 
 def read_volume(
@@ -34,12 +35,17 @@ def read_volume(
     Options admit other SOP classes, radial and circular scans, burned-in annotation; the largest real OCT volume is
     260 MB, the default budget 1 GiB. Raises BadFile, and nothing else, for whatever is wrong with the file.
     """
+    options = ReadOptions(
+        any_sop_class=any_sop_class,
+        include_nonvolumetric=include_nonvolumetric,
+        allow_burned_in=allow_burned_in,
+        max_bytes=max_bytes,
+    )
     with quiet_pydicom(), _open(path) as (file, size):
-        header = read_header(
-            file, size, any_sop_class=any_sop_class, allow_burned_in=allow_burned_in, max_bytes=max_bytes
-        )
+        file, size = inflated(file, size, max_bytes)
+        header = read_header(file, size, options)
         voxels = read_pixels(file, size, header)
-    if header.pattern.volumetric is False and not include_nonvolumetric:
+    if header.pattern.volumetric is False and not options.include_nonvolumetric:
         raise BadFile(Reason.NOT_VOLUMETRIC, f"{header.frames} frame(s) that are no stack of parallel planes")
     return Volume(
         voxels=voxels,
@@ -53,21 +59,19 @@ def read_volume(
     )
 
 
-def patient_code(path: str | Path, key: bytes) -> str | None:
-    """16 hex digits of the HMAC-SHA256 of the file's PatientID, None where it is blank; the id never leaves this
-    call.
+def read_patient_id(path: str | Path) -> str | None:
+    """PatientID as the file spells it, None where it is blank; only for making a keyed code of it at once.
 
-    An unkeyed or openly salted hash of a four-digit id is undone in milliseconds. Raises BadFile if it cannot be
-    read.
+    Raises BadFile if it cannot be read.
     """
-    with quiet_pydicom(), _open(path) as (file, _):
+    with quiet_pydicom(), _open(path) as (file, size):
+        file, _ = inflated(file, size, _ID_BYTES)
+        file.seek(0)
         try:
-            patient = str(dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")
+            found = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID")
         except Exception as error:
             raise BadFile(Reason.INVALID_HEADER, "PatientID cannot be read", type(error).__name__) from None
-    if not patient.strip():
-        return None
-    return hmac.new(key, b"patient:" + patient.strip().encode(), hashlib.sha256).hexdigest()[:16]
+    return str(found or "").strip() or None
 
 
 @contextmanager

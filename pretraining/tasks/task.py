@@ -30,6 +30,10 @@ class Task(Protocol):
         """Micro-batches of this rank for the updates [start_step, start_step + num_steps)."""
         ...
 
+    def input_counts(self) -> dict[str, int]:
+        """What went wrong on the input side of this rank so far, by name: replaced samples, restarted loaders."""
+        ...
+
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[Any]:
         """The fixed validation batches of this rank, the same at every call, as many on every rank."""
         ...

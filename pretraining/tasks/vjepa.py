@@ -6,15 +6,16 @@ import torch
 from torch import nn
 
 from data_setup.datasets import PreparedVolumes, VolumeDataset
+from data_setup.epoch_order import Balanced, EpochOrder, Shuffled
 from data_setup.index import PreparedSet
-from data_setup.loaders import train_batches, validation_batches
+from data_setup.loaders import TrainBatches, validation_batches
 from data_setup.masking import MaskGenerator
 from data_setup.sampler import ShardedBatchSampler
 from data_setup.transforms import TrainingTransform, ValidationTransform
 from oct_foundation.batch import JEPABatch
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
-from pretraining.config import RunConfig
+from pretraining.config import ConfigError, RunConfig
 
 
 class VJEPATask:
@@ -23,11 +24,12 @@ class VJEPATask:
     def __init__(self, config: RunConfig, prepared: PreparedSet) -> None:
         self.config = config
         masks = MaskGenerator(config.grid, config.mask)
-        self._train = VolumeDataset(
-            PreparedVolumes(prepared, "train", config.data.max_samples),
-            TrainingTransform(config.data.views, masks, seed=config.seed),
-        )
-        self._val = VolumeDataset(PreparedVolumes(prepared, "val", None), ValidationTransform(masks, seed=config.seed))
+        train, val = (PreparedVolumes(prepared, split, config.data.select) for split in ("train", "val"))
+        train.keep_first(config.data.max_samples)
+        self._order = _epoch_order(train.domains(), config)
+        self._train = VolumeDataset(train, TrainingTransform(config.data.views, masks, seed=config.seed), self._order)
+        self._val = VolumeDataset(val, ValidationTransform(masks, seed=config.seed))
+        self._batches: TrainBatches | None = None
         self.num_train_samples = len(self._train)
 
     def build_model(self) -> nn.Module:
@@ -51,8 +53,7 @@ class VJEPATask:
         """The order of the training samples; raises ValueError when they do not fill one global batch."""
         batch = self.config.batch
         return ShardedBatchSampler(
-            num_samples=self.num_train_samples,
-            seed=self.config.seed,
+            order=self._order,
             rank=rank,
             world_size=world_size,
             micro_batch_size=batch.per_core_batch_size,
@@ -62,13 +63,20 @@ class VJEPATask:
 
     def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> Iterable[JEPABatch]:
         """Micro-batches of this rank, `grad_accum_steps` of them per update."""
-        return train_batches(
+        self._batches = TrainBatches(
             self._train,
             self.sampler(rank, world_size),
             self.config.data.loader,
             start_step=start_step,
             num_steps=num_steps,
         )
+        return self._batches
+
+    def input_counts(self) -> dict[str, int]:
+        """Samples of this rank that came from another volume than planned, and restarts of its loader."""
+        if self._batches is None:
+            return {"replaced_samples": 0, "loader_restarts": 0}
+        return {"replaced_samples": self._batches.num_replaced, "loader_restarts": self._batches.num_restarts}
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[JEPABatch]:
         """Fixed volumes with fixed masks, without augmentation."""
@@ -86,3 +94,16 @@ class VJEPATask:
     def data_fingerprint(self, *, world_size: int) -> str:
         """Hash of the order and of the samples' ids."""
         return self.sampler(0, world_size).order_hash() + self._train.fingerprint()
+
+
+def _epoch_order(domains: list[str], config: RunConfig) -> EpochOrder:
+    """Every volume once per epoch, or the makers' shares that the configuration asks for."""
+    data = config.data
+    try:
+        if data.domain_weights:
+            return Balanced(domains, data.domain_weights, config.seed)
+        if data.domain_balance == "vendor":
+            return Balanced(domains, dict.fromkeys(domains, 1.0), config.seed)
+        return Shuffled(len(domains), config.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

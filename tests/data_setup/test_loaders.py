@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from data_setup.datasets import VolumeDataset
-from data_setup.loaders import LoaderSettings, train_batches, validation_batches
+from data_setup.epoch_order import Shuffled
+from data_setup.loaders import LoaderSettings, TrainBatches, validation_batches
 from data_setup.masking import MaskGenerator, MaskSettings
 from data_setup.sampler import ShardedBatchSampler
 from data_setup.transforms import TrainingTransform, ValidationTransform, ViewSettings
@@ -38,10 +39,10 @@ def masks() -> MaskGenerator:
 def batches(num_workers: int, count: int = 12, start_step: int = 0, num_steps: int = 4) -> list[JEPABatch]:
     dataset = VolumeDataset(Volumes(count), TrainingTransform(ViewSettings(), masks(), seed=1))
     sampler = ShardedBatchSampler(
-        num_samples=count, seed=1, rank=1, world_size=2, micro_batch_size=2, grad_accum_steps=1, drop_last=True
+        order=Shuffled(count, seed=1), rank=1, world_size=2, micro_batch_size=2, grad_accum_steps=1, drop_last=True
     )
     settings = LoaderSettings(num_workers=num_workers, timeout_s=60)
-    return list(train_batches(dataset, sampler, settings, start_step=start_step, num_steps=num_steps))
+    return list(TrainBatches(dataset, sampler, settings, start_step=start_step, num_steps=num_steps))
 
 
 def test_batches_are_equal_with_and_without_workers():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_setup.errors import StopPreparing
 from data_setup.index import PreparedSet, TooManyBadFiles
 from data_setup.phantom import PhantomSettings
 from data_setup.prepare import PrepareSettings, prepare
@@ -43,7 +44,8 @@ def scans(tmp_path: Path, write_opt: Write) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of a cache folder that readers see, by name."""
-    names = [path for path in folder.rglob("*") if path.is_file() and path.name != "journal.jsonl"]
+    books = ("journal.jsonl", ".lock")
+    names = [path for path in folder.rglob("*") if path.is_file() and path.name not in books]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
 
 
@@ -56,7 +58,9 @@ def with_key_of(cache: Path, other: Path) -> Path:
 
 def test_every_file_has_a_row_and_every_accepted_one_a_volume(scans: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    prepared = prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 2, lambda *done: seen.append(done))
+    prepared = prepare(
+        DirectorySource(scans), tmp_path / "cache", SETTINGS, 2, lambda done, total, bad: seen.append((done, total))
+    )
     assert seen == [(done, 13) for done in range(1, 14)]
     assert [row.id for row in prepared.rows] == sorted(row.id for row in prepared.rows)
     assert len(prepared.rows) == 13
@@ -71,7 +75,7 @@ def test_every_file_has_a_row_and_every_accepted_one_a_volume(scans: Path, tmp_p
         assert row.spacing_mm == pytest.approx((0.03 * row.source_shape[0] / 8, 0.002, 0.005))
         assert (row.vendor, row.laterality, row.volumetric, row.bits) == ("Heidelberg Engineering", "R", True, 8)
     assert prepared.info["accepted"] == 10
-    assert prepared.info["split"] == {"train": 6, "val": 4}
+    assert prepared.info["split"] == {"train": 6, "val": 4, "test": 0}
     assert prepared.info["split_note"] is None
 
 
@@ -90,7 +94,7 @@ def test_both_scans_of_a_patient_stand_on_one_side(scans: Path, tmp_path: Path) 
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     sides: dict[str, set] = {}
     split_of = {row.id: row.split for row in prepared.accepted()}
-    for record in records:
+    for record in (row for entry in records for row in entry["rows"]):
         if record["status"] == "accepted":
             sides.setdefault(record["patient"], set()).add(split_of[record["id"]])
     assert len(sides) == 5
@@ -101,7 +105,9 @@ def test_a_second_call_touches_nothing(scans: Path, tmp_path: Path) -> None:
     first = prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 1)
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
     calls: list[int] = []
-    second = prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 1, lambda done, total: calls.append(done))
+    second = prepare(
+        DirectorySource(scans), tmp_path / "cache", SETTINGS, 1, lambda done, total, bad: calls.append(done)
+    )
     assert second == first
     assert calls == []
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
@@ -114,7 +120,7 @@ def test_new_changed_and_vanished_inputs_are_noticed(scans: Path, tmp_path: Path
     write_opt(path=scans / "new.dcm", patient="TEST-8")
     (scans / "report.json").unlink()
     calls: list[int] = []
-    prepared = prepare(source, cache, SETTINGS, 1, lambda done, total: calls.append(done))
+    prepared = prepare(source, cache, SETTINGS, 1, lambda done, total, bad: calls.append(done))
     assert len(calls) == 2
     assert prepared.bad_by_reason() == {"burned_in_annotation": 1}
     assert len(prepared.accepted()) == 12
@@ -245,7 +251,7 @@ def test_a_cache_that_cannot_be_written_stops_the_run_and_blames_no_file(scans: 
     ids = [row.id for row in prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 1).accepted()]
     shutil.rmtree(folder.parent)
     (folder / f"{ids[0]}.npy" / "in the way").mkdir(parents=True)
-    with pytest.raises(RuntimeError, match=ids[0]):
+    with pytest.raises(StopPreparing, match="cannot be written"):
         prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 1)
 
 

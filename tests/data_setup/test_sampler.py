@@ -4,7 +4,13 @@ import operator
 import pytest
 import torch
 
-from data_setup.sampler import SampleKey, ShardedBatchSampler, permutation
+from data_setup.epoch_order import Shuffled
+from data_setup.sampler import SampleKey, ShardedBatchSampler
+
+
+def permutation(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    return Shuffled(num_samples, seed).order(epoch)
+
 
 # (world size, micro-batch, accumulation) with a global batch of 8
 LAYOUTS = [(1, 8, 1), (1, 1, 8), (2, 4, 1), (2, 2, 2), (4, 1, 2), (8, 1, 1)]
@@ -13,7 +19,7 @@ LAYOUTS = [(1, 8, 1), (1, 1, 8), (2, 4, 1), (2, 2, 2), (4, 1, 2), (8, 1, 1)]
 def sampler(layout=(1, 8, 1), rank=0, num_samples=50, drop_last=True, seed=3) -> ShardedBatchSampler:
     world_size, micro, accumulation = layout
     return ShardedBatchSampler(
-        num_samples=num_samples, seed=seed, rank=rank, world_size=world_size,
+        order=Shuffled(num_samples, seed), rank=rank, world_size=world_size,
         micro_batch_size=micro, grad_accum_steps=accumulation, drop_last=drop_last,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ def test_every_regular_file_counts_but_macos_shadows(tmp_path: Path) -> None:
         path.touch()
     files = DirectorySource(tmp_path).files()
     assert [file.key for file in files] == [".hidden", "a.json", "b/1.vol", "b/2.dcm"]
-    assert files[3] == InputFile("b/2.dcm", tmp_path / "b" / "2.dcm")
+    assert files[3] == InputFile("b/2.dcm", str(tmp_path / "b" / "2.dcm"))
 
 
 def test_links_to_files_count_and_a_dangling_one_is_a_missing_file(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from pydicom import dcmread
 
 from data_setup.dicom import BadFile, read_volume
-from data_setup.dicom.read import patient_code
+from data_setup.dicom.read import read_patient_id
+from data_setup.prepare_file import patient_code
 
 FAKE_PHI = re.compile("ZZTEST|DoNotLog|PHI-123|19000101|PHI-COMMENT|PRIVATE-PHI|Doe|John")
 
@@ -45,14 +46,15 @@ def test_an_admitted_file_gives_no_identity_away(test_data: Path) -> None:
 
 
 def test_patient_code_depends_on_the_key_and_the_patient_only(test_data: Path) -> None:
-    synthetic, real = test_data / "edge" / "synthetic", test_data / "oct"
-    phi = synthetic / "fake_phi_burnedin_yes.dcm"
-    code = patient_code(phi, b"key")
+    def code_of(name: str, key: bytes = b"key") -> str | None:
+        return patient_code(key, read_patient_id(test_data / name))
+
+    phi = "edge/synthetic/fake_phi_burnedin_yes.dcm"
+    code = code_of(phi)
     assert code is not None
     assert re.fullmatch("[0-9a-f]{16}", code)
-    assert code == patient_code(phi, b"key") != patient_code(phi, b"other key")
-    one, same = (real / f"spectralis_onh_5x496x768_{syntax}.dcm" for syntax in ("rle", "jpegls"))
-    assert (patient_code(one, b"key") == patient_code(same, b"key")) == (
-        dcmread(one, stop_before_pixels=True).PatientID == dcmread(same, stop_before_pixels=True).PatientID
-    )
-    assert patient_code(test_data / "edge" / "pydicom" / "empty_charset_LEI.dcm", b"key") is None
+    assert code == code_of(phi) != code_of(phi, b"other key")
+    one, same = (f"oct/spectralis_onh_5x496x768_{syntax}.dcm" for syntax in ("rle", "jpegls"))
+    one_id, same_id = (dcmread(test_data / name, stop_before_pixels=True).PatientID for name in (one, same))
+    assert (code_of(one) == code_of(same)) == (one_id == same_id)
+    assert code_of("edge/pydicom/empty_charset_LEI.dcm") is None

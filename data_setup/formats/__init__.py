@@ -1,0 +1,1 @@
+"""OCT files that are not DICOM in, the same verified volumes [D, H, W] out; one reader per vendor's container."""

@@ -1,0 +1,56 @@
+"""What each loader worker is at, in memory that outlives it: a worker that dies cannot tell any more.
+
+A killed worker is nearly always one that ran out of memory, and by default the trainer only learns that a pid is gone.
+"""
+
+import multiprocessing
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import Dataset, get_worker_info
+
+from data_setup.sampler import SampleKey
+
+_FIELDS = 3  # epoch, index, peak resident memory in kB
+
+
+class WatchedDataset(Dataset[dict[str, Any]]):
+    """A data set that writes down, per worker, which sample it is making."""
+
+    def __init__(self, dataset: Dataset[dict[str, Any]], num_workers: int) -> None:
+        self._dataset = dataset
+        context = multiprocessing.get_context("forkserver")
+        self._board = context.RawArray("q", [-1] * (_FIELDS * max(num_workers, 1)))
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        if (worker := get_worker_info()) is not None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            self._board[worker.id * _FIELDS : (worker.id + 1) * _FIELDS] = [key.epoch, key.index, peak]
+        return self._dataset[key]
+
+    def sample_of(self, worker: int) -> SampleKey | None:
+        """What a worker was making last."""
+        epoch, index, _ = self._board[worker * _FIELDS : (worker + 1) * _FIELDS]
+        return SampleKey(epoch, index) if index >= 0 else None
+
+    def peak_bytes(self, worker: int) -> int:
+        """The most memory that a worker had had when it began its last sample."""
+        in_kb = 1 if sys.platform == "darwin" else 1024
+        return max(self._board[worker * _FIELDS + 2], 0) * in_kb
+
+
+def describe_deaths(processes: Sequence[Any], watched: WatchedDataset) -> str:
+    """Which workers are gone, how, over which sample and with how much memory; "" where all live."""
+    lines = []
+    for number, process in enumerate(processes):
+        code = process.exitcode
+        if code is None or code == 0:
+            continue
+        key = watched.sample_of(number)
+        where = f"sample {key.index} of epoch {key.epoch}" if key else "its start"
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        lines.append(f"pid {process.pid} by {how} at {where}, peak memory {watched.peak_bytes(number) / 2**20:.0f} MiB")
+    return "; ".join(lines)

@@ -1,0 +1,142 @@
+"""YAML and key=value overrides -> a frozen dataclass, or one readable error. The only file that knows OmegaConf.
+
+Strict to the last key: an unknown key names its neighbours, a wrong type names the key.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+_Settings = TypeVar("_Settings")
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message names the key, what was found and what is allowed."""
+
+
+def load_settings(
+    schema: type[_Settings],
+    path: Path | None,
+    overrides: Sequence[str],
+    *,
+    defaults: Mapping[str, object] | None = None,
+    short_names: Mapping[str, str] | None = None,
+    known_keys_only: bool = False,
+) -> _Settings:
+    """Reads YAML at `path` (None: the schema's defaults alone), applies `key.sub=value` overrides, checks everything.
+
+    defaults fill keys that are still null; short_names are allowed in overrides for longer keys. known_keys_only skips
+    what a file says beyond the schema. Raises ConfigError with one readable message.
+    """
+    where = str(path) if path else "the command line"
+    if path is not None and not path.is_file():
+        raise ConfigError(f"config {path} does not exist" + _beside(path))
+    given: list[DictConfig] = []
+    try:
+        dotlist = [_spelled_out(item, short_names or {}) for item in overrides]
+        given = [OmegaConf.load(path)] if path else []  # type: ignore[list-item]
+        if known_keys_only:
+            given = [_within(schema, source) for source in given]
+        given.append(OmegaConf.from_dotlist(dotlist))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), *given)
+        absent = {key: value for key, value in (defaults or {}).items() if OmegaConf.select(merged, key) is None}
+        settings = OmegaConf.to_object(OmegaConf.merge(merged, absent))
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        raise ConfigError(f"{where}: unknown key {error.full_key!r}{_nearest(str(error.full_key), schema)}") from None
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{where}: {error.full_key} has no value, and no default exists for it") from None
+    except OmegaConfBaseException as error:
+        key = error.full_key or _culprit(given, schema)
+        raise ConfigError(f"{where}: {key}: {str(error.msg or error).splitlines()[0]}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    assert isinstance(settings, schema)
+    return settings
+
+
+def to_yaml(settings: Any) -> str:
+    """The settings as YAML that `load_settings` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def _spelled_out(override: str, short_names: Mapping[str, str]) -> str:
+    """`max_steps=20` as `train.max_steps=20`; raises ConfigError for what is no key=value."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} is not of the form key=value, for example train.max_steps=10")
+    return f"{short_names.get(key, key)}={value}"
+
+
+def _within(schema: type, source: DictConfig) -> DictConfig:
+    """The part of `source` whose keys the schema has."""
+    known = set(_all_keys(schema))
+    reduced = OmegaConf.create({})
+    for key in _leaves(OmegaConf.to_container(source)):
+        if key in known:
+            OmegaConf.update(reduced, key, OmegaConf.select(source, key))
+    return reduced
+
+
+def _culprit(given: Sequence[DictConfig], schema: type) -> str:
+    """The key that OmegaConf refuses without naming it (a tuple of the wrong length): each is tried by itself."""
+    empty = OmegaConf.structured(schema)
+    for source in given:
+        for key in _leaves(OmegaConf.to_container(source)):
+            try:
+                OmegaConf.merge(empty, _only(source, key))
+            except OmegaConfBaseException:
+                return key
+    return "a value"
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything in nested dicts that is no dict."""
+    if not isinstance(node, dict):
+        yield prefix
+        return
+    for name, value in node.items():
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _only(source: DictConfig, key: str) -> DictConfig:
+    """`source` reduced to one key."""
+    reduced = OmegaConf.create({})
+    OmegaConf.update(reduced, key, OmegaConf.select(source, key))
+    return reduced
+
+
+def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:
+    for entry in dataclasses.fields(kind):
+        yield prefix + entry.name
+        if dataclasses.is_dataclass(entry.type) and isinstance(entry.type, type):
+            yield from _all_keys(entry.type, f"{prefix}{entry.name}.")
+
+
+def _nearest(key: str, schema: type) -> str:
+    """Known keys that look like `key`, or whose last word does: a misplaced key is as common as a misspelt one."""
+    known = list(_all_keys(schema))
+    last = key.rsplit(".", 1)[-1]
+    by_last: dict[str, list[str]] = {}
+    for candidate in known:
+        by_last.setdefault(candidate.rsplit(".", 1)[-1], []).append(candidate)
+    close = [name for word in difflib.get_close_matches(last, by_last, n=3, cutoff=0.7) for name in by_last[word]]
+    close += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.7) if name not in close]
+    if close:
+        return f"; did you mean {' or '.join(close[:3])}?"
+    parent = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    siblings = [name for name in known if name.startswith(parent) and "." not in name[len(parent) :]]
+    return f"; allowed here: {', '.join(siblings)}"
+
+
+def _beside(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    found = sorted(str(other) for other in folder.glob("*.yaml"))
+    return f"; there are: {', '.join(found)}" if found else ""

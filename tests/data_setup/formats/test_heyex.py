@@ -1,0 +1,209 @@
+"""HEYEX exports: geometry and pixels against the files' own numbers and against eyepy; what is refused, and why."""
+
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_setup.errors import BadFile, Reason
+from data_setup.formats.found import planes
+from data_setup.formats.heyex import grey, read_heyex_vol, read_heyex_xml
+from data_setup.volume import ReadOptions
+
+ANY = ReadOptions(include_nonvolumetric=True)
+TINY_SPACING = (0.0314, 0.003872, 0.011819)
+
+
+@pytest.fixture
+def export(test_data: Path, tmp_path: Path) -> Path:
+    """A writable copy of the XML export; the path of its XML."""
+    for path in (test_data / "oct" / "eyepy_heyex_xml_tiny" / "test_volume").iterdir():
+        shutil.copyfile(path, tmp_path / path.name)  # not its read-only mode
+    return tmp_path / "test_dummy.xml"
+
+
+def refused(read: Callable, path: Path, options: ReadOptions = ANY) -> BadFile:
+    with pytest.raises(BadFile) as caught:
+        read(path, options)
+    assert not re.search("Doe|John|Study-01|test_dummy|/tmp|domain", str(caught.value) + caught.value.detail)
+    return caught.value
+
+
+def test_tiny_vol_is_the_volume_that_eyepy_reads(test_data: Path) -> None:
+    path = test_data / "oct" / "eyepy_tiny_10x40x50.vol"
+    [(volume, patient)] = read_heyex_vol(path, ReadOptions())
+    assert (volume.voxels.shape, volume.voxels.dtype, volume.bits_stored) == ((10, 40, 50), np.uint8, 8)
+    assert volume.spacing_mm == pytest.approx(TINY_SPACING, abs=5e-5)
+    assert (volume.laterality, volume.volumetric, volume.vendor) == ("R", True, "Heidelberg Engineering")
+    assert patient == "Study-01"
+    assert "Study-01" not in repr(volume)
+    eyepy = pytest.importorskip("eyepy")
+    np.testing.assert_array_equal(volume.voxels, eyepy.import_heyex_vol(path).data)
+
+
+def test_real_line_scan_is_refused_and_read_like_eyepy_on_request(test_data: Path) -> None:
+    path = test_data / "oct" / "spectralis_linescan_1x496x768.vol"
+    assert refused(read_heyex_vol, path, ReadOptions()).reason is Reason.NOT_VOLUMETRIC
+    [(volume, patient)] = read_heyex_vol(path, ANY)
+    assert (volume.voxels.shape, volume.volumetric, patient) == ((1, 496, 768), False, None)
+    assert volume.spacing_mm == (None, pytest.approx(0.003872, abs=1e-6), pytest.approx(0.011821, abs=1e-6))
+    eyepy = pytest.importorskip("eyepy")
+    np.testing.assert_array_equal(volume.voxels, eyepy.import_heyex_vol(path).data)
+
+
+def test_circle_is_refused_and_read_on_request_where_eyepy_cannot(test_data: Path) -> None:
+    path = test_data / "oct" / "spectralis_circle_1x496x768.vol"
+    assert refused(read_heyex_vol, path, ReadOptions()).reason is Reason.NOT_VOLUMETRIC
+    [(volume, _)] = read_heyex_vol(path, ANY)
+    assert (volume.voxels.shape, volume.volumetric) == ((1, 496, 768), False)
+    raw = np.fromfile(path, "<f4", 496 * 768, offset=2048 + 768 * 768 + 46080).reshape(496, 768)
+    signal = raw < 3e38
+    ranks = [values[signal].argsort(kind="stable").argsort() for values in (raw, volume.voxels[0].astype(int))]
+    assert np.corrcoef(ranks)[0, 1] > 0.95  # the same order of brightness as the file's own reflectivity
+    assert not volume.voxels[0][~signal].any()
+
+
+@pytest.mark.parametrize("pattern", [2, 5])
+def test_circles_and_stars_are_no_volume_whatever_their_lines_say(
+    test_data: Path, save: Callable, pattern: int
+) -> None:
+    data = bytearray((test_data / "oct" / "eyepy_tiny_10x40x50.vol").read_bytes())
+    struct.pack_into("<i", data, 96, pattern)
+    path = save("scan.vol", bytes(data))
+    assert refused(read_heyex_vol, path, ReadOptions()).reason is Reason.NOT_VOLUMETRIC
+    assert read_heyex_vol(path, ANY)[0].volume.spacing_mm[0] is None  # the frame axis is no direction in space
+
+
+def test_grey_values_follow_the_formula() -> None:
+    raw = np.array([0.0, 1.0, 0.01, 3.4028235e38, np.nan, 7.0, -1.0], np.float32)
+    middle = round((np.log(0.01 + 2.44e-4) + 8.3) / 8.285 * 255)
+    assert grey(raw).tolist() == [0, 255, middle, 0, 0, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "reason"),
+    [
+        (16, 0, Reason.INVALID_HEADER),  # frames
+        (16, 0xFFFFFFFF, Reason.TOO_LARGE),
+        (12, 5000, Reason.PIXEL_DATA_TRUNCATED),  # width
+        (48, 100_000, Reason.PIXEL_DATA_TRUNCATED),  # width of the fundus image
+        (2048 + 2500 + 12, 8, Reason.INVALID_HEADER),  # header of the first B-scan
+        (0, 0, Reason.INVALID_HEADER),  # magic
+    ],
+)
+def test_damaged_vol_headers_are_judged_before_pixels(
+    test_data: Path, save: Callable, where: int, number: int, reason: Reason
+) -> None:
+    data = bytearray((test_data / "oct" / "eyepy_tiny_10x40x50.vol").read_bytes())
+    struct.pack_into("<I", data, where, number)
+    assert refused(read_heyex_vol, save("scan.vol", bytes(data))).reason is reason
+
+
+def test_vol_budget_and_absence(test_data: Path, tmp_path: Path, save: Callable) -> None:
+    path = test_data / "oct" / "eyepy_tiny_10x40x50.vol"
+    assert refused(read_heyex_vol, path, ReadOptions(max_bytes=19_999)).reason is Reason.TOO_LARGE
+    assert read_heyex_vol(path, ReadOptions(max_bytes=20_000))
+    assert refused(read_heyex_vol, tmp_path / "absent.vol").reason is Reason.MISSING_FILE
+    assert refused(read_heyex_vol, save("empty.vol", b"")).reason is Reason.EMPTY_FILE
+    assert refused(read_heyex_vol, save("cut.vol", path.read_bytes()[:2000])).reason is Reason.HEADER_TRUNCATED
+
+
+def test_xml_is_the_volume_that_eyepy_reads(export: Path) -> None:
+    [(volume, patient)] = read_heyex_xml(export, ReadOptions())
+    assert (volume.voxels.shape, volume.voxels.dtype) == ((10, 40, 50), np.uint8)
+    assert volume.spacing_mm == pytest.approx(TINY_SPACING, abs=5e-5)
+    assert (volume.laterality, volume.volumetric, volume.model) == ("R", True, "Spectralis")
+    assert patient == "Study-01"
+    assert not re.search("Doe|John|Study-01", repr(volume))
+    eyepy = pytest.importorskip("eyepy")
+    np.testing.assert_array_equal(volume.voxels, eyepy.import_heyex_xml(export).data)
+
+
+def change(export: Path, old: str, new: str, count: int = -1) -> Path:
+    text = export.read_text()
+    assert old in text
+    export.write_text(text.replace(old, new, count))
+    return export
+
+
+def test_xml_side_is_never_guessed(export: Path) -> None:
+    change(export, "<Laterality>R</Laterality>", "<Laterality>L</Laterality>")
+    assert read_heyex_xml(export, ANY)[0].volume.laterality == "L"
+    change(export, "<Laterality>L</Laterality>", "<Laterality>unknown</Laterality>")
+    assert read_heyex_xml(export, ANY)[0].volume.laterality is None
+
+
+def test_xml_of_turning_lines_is_no_volume(export: Path) -> None:
+    change(export, "<Y>6.807</Y>", "<Y>3.1</Y>", 1)  # the first line starts elsewhere
+    assert refused(read_heyex_xml, export, ReadOptions()).reason is Reason.NOT_VOLUMETRIC
+    assert read_heyex_xml(export, ANY)[0].volume.spacing_mm[0] is None
+
+
+def test_xml_refusals(export: Path) -> None:
+    whole = export.read_text()
+    image = export.parent / "B3.tif"
+    pixels = image.read_bytes()
+    image.unlink()
+    assert refused(read_heyex_xml, export).reason is Reason.MISSING_FILE
+    image.write_bytes(pixels[: len(pixels) // 2])
+    assert refused(read_heyex_xml, export).reason is Reason.DECODE_FAILED
+    Image.new("L", (50, 41)).save(image)
+    assert refused(read_heyex_xml, export).reason is Reason.SHAPE_MISMATCH
+    Image.effect_noise((50, 40), 9).convert("RGB").save(image)
+    assert read_heyex_xml(export, ANY)  # three equal channels are grey
+    Image.new("RGB", (50, 40), "red").save(image)
+    assert refused(read_heyex_xml, export).reason is Reason.COLOUR_IMAGE
+    image.write_bytes(pixels)
+    assert refused(read_heyex_xml, export, ReadOptions(max_bytes=100)).reason is Reason.TOO_LARGE
+    export.write_text(whole[: len(whole) // 2])
+    assert refused(read_heyex_xml, export).reason is Reason.HEADER_TRUNCATED
+    export.write_text('<!DOCTYPE a [<!ENTITY b "c">]>' + whole)
+    assert refused(read_heyex_xml, export).reason is Reason.INVALID_HEADER
+    export.write_text(whole.replace("<Type>OCT</Type>", "<Type>FA</Type>"))
+    assert refused(read_heyex_xml, export).reason is Reason.NO_PIXEL_DATA
+    export.write_text(whole.replace("\\B4.tif", "\\..\\.."))
+    assert refused(read_heyex_xml, export).reason is Reason.MISSING_FILE
+
+
+def test_a_good_series_survives_a_bad_one(export: Path) -> None:
+    text = export.read_text()
+    start, end = text.index("<Series>"), text.rindex("</Series>") + len("</Series>")
+    series = text[start:end]
+    export.write_text(text[:end] + series.replace("\\B4.tif", "\\gone.tif") + series + text[end:])
+    assert len(read_heyex_xml(export, ReadOptions())) == 2
+
+
+def star(count: int) -> np.ndarray:
+    angles = np.arange(count) * np.pi / count
+    ends = 3.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.stack([4.5 - ends, 4.5 + ends], axis=1)
+
+
+def raster(offsets: list[float], angle: float = 0.0) -> np.ndarray:
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    return np.array([[4 + across * offset, 4 + across * offset + 6 * along] for offset in offsets])
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        (raster([0, 0.1, 0.2, 0.3]), True),
+        (raster([0.3, 0.2, 0.1, 0], angle=0.7), True),
+        (raster([0, 0.1, 0.2, 0.7]), None),  # parallel, uneven
+        (raster([0, 0.1, 0.1, 0.2]), False),  # two in one place
+        (star(24), False),
+        (star(2), False),
+        (raster([0]), False),
+        (np.zeros((4, 2, 2)), None),  # scrubbed
+        (np.full((4, 2, 2), 3.4e38), None),
+    ],
+)
+def test_planes_tell_rasters_from_stars(lines: np.ndarray, verdict: bool | None) -> None:
+    step, found = planes(lines)
+    assert found is verdict
+    assert step == (pytest.approx(0.1) if verdict else None)
