@@ -127,7 +127,7 @@ def _examine(prepared: PreparedSet, progress: Callable[[int, int], None] | None 
 def _render(prepared: PreparedSet, findings: _Findings) -> str:
     rows = prepared.accepted()
     groups = _groups(prepared, findings.duplicates)
-    environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("data_setup").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         headline=_headline(prepared),

@@ -14,14 +14,12 @@ from monai.data import set_track_meta
 from monai.transforms import (
     Compose,
     MapTransform,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
+    RandAdjustContrast,
+    RandAffine,
+    RandGaussianSmooth,
     Randomizable,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
+    RandScaleIntensity,
+    RandShiftIntensity,
     Transform,
 )
 
@@ -68,21 +66,36 @@ class ViewSettings:
 
 
 class TwoViewTransform(MapTransform, Randomizable):
-    """`image` uint8 [1, D, H, W] -> `context_view`, `target_view`: aligned uint8 [1, D, H, W], own intensities."""
+    """`image` uint8 [1, D, H, W] -> `context_view`, `target_view`: aligned uint8 [1, D, H, W], own intensities.
+
+    Coins are tossed first, so that nine million voxels become floats only where something needs them.
+    """
 
     def __init__(self, settings: ViewSettings, image_size: tuple[int, int, int]) -> None:
         super().__init__(keys=["image"])
-        self._flip_prob, self._flip_d = settings.flip_prob, False
-        self._spatial = Compose(_spatial(settings, image_size))
-        self._intensity = {view: Compose(_intensity(settings, view)) for view in VIEWS}
+        self._settings = settings
+        self._mirrored: list[int] = []
+        self._tilts = False
+        _, height, width = image_size
+        self._tilt = RandAffine(
+            prob=1.0,
+            rotate_range=settings.max_tilt_rad,
+            translate_range=(settings.max_shift * height, settings.max_shift * width),
+            scale_range=(settings.max_zoom, settings.max_zoom),
+            mode="bilinear",
+            padding_mode="border",
+        )
+        self._intensities = {view: _Intensity(settings) for view in VIEWS}
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> "TwoViewTransform":
         """One state decides all: the spatial transforms, then each view's intensities."""
         super().set_random_state(seed, state)
-        self._flip_d = bool(self.R.random() < self._flip_prob)
-        for part in (self._spatial, *self._intensity.values()):
+        settings = self._settings
+        self._mirrored = [axis for axis in (0, 2) if self.R.random() < settings.flip_prob]  # D and W
+        self._tilts = bool(self.R.random() < settings.affine_prob)
+        for part in (self._tilt, *self._intensities.values()):
             part.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
@@ -91,39 +104,59 @@ class TwoViewTransform(MapTransform, Randomizable):
         rest = {key: value for key, value in data.items() if key != "image"}
         # B-scans as channels: in-plane work is 2-D then, 8 times faster than 3-D, and nothing blurs across B-scans,
         # which lie ten times farther apart than voxels within one.
-        bscans = torch.as_tensor(data["image"])[0].float() / 255
-        if self._flip_d:
-            bscans = bscans.flip(0)
-        bscans = self._spatial({"image": bscans})["image"]
-        views = {view: self._intensity[view]({view: bscans.clone()})[view] for view in VIEWS}
-        return {**rest, **{view: _to_uint8(value)[None] for view, value in views.items()}}
+        bscans = torch.as_tensor(data["image"])[0].flip(self._mirrored)
+        if self._tilts:
+            bscans = _to_uint8(self._tilt(_to_grey(bscans)))
+        return {**rest, **{view: self._intensities[view](bscans)[None] for view in VIEWS}}
 
 
-def _spatial(settings: ViewSettings, image_size: tuple[int, int, int]) -> list[Any]:
-    _, height, width = image_size
-    return [
-        RandFlipd(["image"], prob=settings.flip_prob, spatial_axis=1),
-        RandAffined(
-            ["image"],
-            prob=settings.affine_prob,
-            rotate_range=settings.max_tilt_rad,
-            translate_range=(settings.max_shift * height, settings.max_shift * width),
-            scale_range=(settings.max_zoom, settings.max_zoom),
-            mode="bilinear",
-            padding_mode="border",
-        ),
-    ]
+class _Intensity(Randomizable):
+    """What makes the views of one scan differ: uint8 [D, H, W] -> uint8 [D, H, W]."""
+
+    def __init__(self, settings: ViewSettings) -> None:
+        self._settings = settings
+        prob, blur = settings.intensity_prob, (0.0, settings.max_blur)
+        self._curve = Compose(
+            [
+                RandScaleIntensity(factors=settings.max_gain, prob=prob),
+                RandShiftIntensity(offsets=settings.max_brightness, prob=prob),
+                RandAdjustContrast(prob=prob, gamma=(1 / settings.max_gamma, settings.max_gamma)),
+            ]
+        )
+        self._blur = RandGaussianSmooth(prob=1.0, sigma_x=blur, sigma_y=blur)
+        self._blurs, self._noise_std, self._noise_seed = False, 0.0, 0
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> "_Intensity":
+        """Decides the curve, the blur and the noise."""
+        super().set_random_state(seed, state)
+        self._blurs = bool(self.R.random() < self._settings.blur_prob)
+        noisy = bool(self.R.random() < self._settings.noise_prob)
+        self._noise_std = float(self.R.uniform(0, self._settings.max_noise)) if noisy else 0.0
+        self._noise_seed = int(self.R.randint(2**31))
+        for part in (self._curve, self._blur):
+            part.set_random_state(seed=int(self.R.randint(2**31)))
+        return self
+
+    def __call__(self, bscans: torch.Tensor) -> torch.Tensor:
+        """Gain, brightness and gamma act on each grey level alone: the curve of 256 levels costs 20 us, a look-up of
+        9.4 million voxels 12 ms, the same on floats 160 ms.
+        """
+        levels = _to_uint8(self._curve(torch.arange(256, dtype=torch.float32)[None] / 255))[0]
+        view = torch.from_numpy(levels.numpy()[bscans.numpy()])
+        if not self._blurs and not self._noise_std:
+            return view
+        grey = _to_grey(view)
+        if self._blurs:
+            grey = self._blur(grey)
+        if self._noise_std:
+            generator = torch.Generator().manual_seed(self._noise_seed)
+            grey = grey + torch.empty_like(grey).normal_(0.0, self._noise_std, generator=generator)
+        return _to_uint8(grey)
 
 
-def _intensity(settings: ViewSettings, view: str) -> list[Any]:
-    keys, prob, blur = [view], settings.intensity_prob, (0.0, settings.max_blur)
-    return [
-        RandScaleIntensityd(keys, factors=settings.max_gain, prob=prob),
-        RandShiftIntensityd(keys, offsets=settings.max_brightness, prob=prob),
-        RandAdjustContrastd(keys, prob=prob, gamma=(1 / settings.max_gamma, settings.max_gamma)),
-        RandGaussianSmoothd(keys, prob=settings.blur_prob, sigma_x=blur, sigma_y=blur),
-        RandGaussianNoised(keys, prob=settings.noise_prob, std=settings.max_noise),
-    ]
+def _to_grey(bscans: torch.Tensor) -> torch.Tensor:
+    """uint8 -> grey levels 0 to 1."""
+    return bscans.float().div_(255)
 
 
 def _to_uint8(view: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,8 @@ class _Series:
 
 
 def read_e2e(path: Path, options: ReadOptions) -> list[FoundVolume]:
-    """The scans of an .e2e, uint8 [D, H, W] each; raises BadFile. A file may hold both eyes and many visits.
+    """The scans of an .e2e, uint8 [D, H, W] each; raises BadFile. A file may hold both eyes and many visits; of a joined
+    file the first part is read, as OCT-Converter does.
 
     The lateral spacing and the distance of B-scans are stored in degrees only, and stay unknown.
     """
@@ -74,6 +75,10 @@ def read_e2e(path: Path, options: ReadOptions) -> list[FoundVolume]:
             if holds_pixels:  # other chunks lie beyond the end where HEYEX has made a file anonymous
                 check_held(offset + _CHUNK.size + _IMAGE.size, size)
             _sort_chunk(file, offset, patients, found)
+        # pixels never overlap, so all volumes together need half the file's size in memory, whatever it claims
+        check_held(
+            sum(2 * height * width for scan in found.values() for _, height, width in scan.images.values()), size
+        )
         scans = [
             partial(_e2e_scan, file, size, series, patients.get(key[0]), options)
             for key, series in found.items()

@@ -138,10 +138,10 @@ def planes(lines: np.ndarray) -> tuple[float | None, bool | None]:
     """
     if len(lines) == 1:
         return None, False
+    if not (np.abs(lines) < 1e6).all() or not lines.any():
+        return None, None
     along = lines[:, 1] - lines[:, 0]
     lengths = np.linalg.norm(along, axis=1)
-    if not np.isfinite(lines).all() or np.abs(lines).max() > 1e6 or not lines.any():
-        return None, None
     if lengths.min() < _SAME_LINE:  # a circle has no direction; its neighbours may have one
         return None, False
     direction = along / lengths[:, None]

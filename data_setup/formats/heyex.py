@@ -50,11 +50,12 @@ def grey(intensity: np.ndarray) -> np.ndarray:
     (ln(x + 0.000244) + 8.3) / 8.285, eyepy's fit to the images that HEYEX exports, so that .vol, .e2e and .xml of one
     scan look alike. A linear scale would leave 88 % of the voxels of our line scan below 2.
     """
-    shown = np.clip(intensity, 0.0, 1.0)
-    shown += 2.44e-4
+    with np.errstate(invalid="ignore"):  # a damaged file holds signalling NaN
+        signal = intensity < 3e38
+        shown = np.clip(np.where(signal, intensity, 0.0), 0.0, 1.0) + np.float32(2.44e-4)
     np.log(shown, out=shown)
     shown = np.clip((shown + 8.3) * (255.0 / 8.285), 0.0, 255.0)
-    return np.where(intensity < 3e38, np.rint(shown), 0.0).astype(np.uint8)
+    return np.where(signal, np.rint(shown), 0.0).astype(np.uint8)
 
 
 def read_heyex_vol(path: Path, options: ReadOptions) -> list[FoundVolume]:

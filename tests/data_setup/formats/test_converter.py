@@ -114,6 +114,14 @@ def test_e2e_no_cut_file_is_accepted(save: Callable, stored: np.ndarray) -> None
     assert Reason.PIXEL_DATA_TRUNCATED in reasons
 
 
+def test_e2e_chunks_that_share_their_pixels_are_no_memory_bomb(save: Callable, stored: np.ndarray) -> None:
+    large = np.tile(stored, (1, 8, 8))[:1]
+    data = bytearray(e2e_file(e2e_volume(large, RIGHT, b"R") + e2e_volume(stored, LEFT, b"L")))
+    small, size = struct.pack("<2I", 12, 16), struct.pack("<2I", *large.shape[1:])
+    assert len(read_e2e(save("a.e2e", bytes(data)), ANY)) == 2
+    assert refused(read_e2e, save("a.e2e", bytes(data.replace(small, size)))) is Reason.PIXEL_DATA_TRUNCATED
+
+
 def test_e2e_ring_of_directories_and_false_counts_end_at_once(save: Callable, stored: np.ndarray) -> None:
     data = bytearray(e2e_file(e2e_volume(stored, RIGHT, b"R")))
     first = 36 + 52

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,12 @@ def fuzz(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture,
     header_bytes: int | None = None,
+    only: bytes = bytes(range(256)),
+    new: bytes = bytes(range(256)) + 100 * b"\0\1\x7f\xff",
 ) -> Counter[str]:
-    """Reasons of cut copies and of copies with 1 to 8 bytes changed, half of them in the first `header_bytes`."""
+    """Reasons of mutants: 1 to 8 bytes, of those in `only`, become `new` ones; half of the mutants suffer in the first
+    `header_bytes`. Cut copies are judged too.
+    """
     caplog.set_level(logging.DEBUG)
     rng = np.random.default_rng(0)
     started = time.monotonic()
@@ -68,11 +73,12 @@ def fuzz(
         for number in range(NUM_MUTANTS):
             mutant = np.frombuffer(data, np.uint8).copy()
             end = len(data) if number % 2 else header_bytes or len(data)
-            where = rng.integers(0, end, rng.integers(1, 9))
-            mutant[where] = rng.choice([0, 1, 127, 255, rng.integers(256)], len(where))
+            places = np.flatnonzero(np.isin(mutant[:end], np.frombuffer(only, np.uint8)))
+            where = rng.choice(places, rng.integers(1, 9))
+            mutant[where] = rng.choice(np.frombuffer(new, np.uint8), len(where))
             mutants[judge(read, path, mutant.tobytes())] += 1
     assert time.monotonic() - started < TIME_S
-    assert heard == []
+    assert [str(warning.message) for warning in heard] == []
     assert "".join([*capfd.readouterr(), caplog.text]) == ""
     assert "identity told" not in cuts + mutants
     assert "accepted" not in cuts
@@ -82,8 +88,8 @@ def fuzz(
 
 @pytest.fixture
 def run(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> Callable:
-    def run(read: Callable, data: bytes, header_bytes: int | None = None) -> Counter[str]:
-        return fuzz(read, tmp_path / "mutant", data, caplog, capfd, header_bytes)
+    def run(read: Callable, data: bytes, *more: Any) -> Counter[str]:
+        return fuzz(read, tmp_path / "mutant", data, caplog, capfd, *more)
 
     return run
 
@@ -96,7 +102,7 @@ def test_xml(test_data: Path, tmp_path: Path, run: Callable) -> None:
     folder = test_data / "oct" / "eyepy_heyex_xml_tiny" / "test_volume"
     for image in folder.glob("*.tif"):
         shutil.copyfile(image, tmp_path / image.name)
-    run(read_heyex_xml, (folder / "test_dummy.xml").read_bytes(), 9000)
+    run(read_heyex_xml, (folder / "test_dummy.xml").read_bytes(), 9000, b"0123456789.RB", b"0019-.eL")
 
 
 def test_images_beside_the_xml(test_data: Path, tmp_path: Path, run: Callable) -> None:

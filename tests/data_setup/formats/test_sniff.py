@@ -1,6 +1,8 @@
 """The format of real and written files, by content first; what to install is said before work starts."""
 
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,11 @@ def test_an_absent_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     check_installed(["e2e"])
     with pytest.raises(ValueError, match=r"nifti.*a_package_that_nobody_has.*pip install 'octfm\[formats\]'"):
         check_installed(["e2e", "nifti"])
+
+
+def test_readers_import_no_library_of_a_format_before_its_first_file() -> None:
+    """They run in child processes whose address space is limited."""
+    heavy = "{'torch', 'monai', 'nibabel', 'eyepy', 'oct_converter', 'cv2', 'scipy', 'pydicom'}"
+    code = f"import sys, data_setup.formats.converter, data_setup.formats.nifti; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
