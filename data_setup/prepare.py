@@ -21,6 +21,7 @@ from data_setup.journal import Entry, Journal
 from data_setup.prepare_file import PrepareTask, Record, decoder_failure, keyed_id, prepare_file
 from data_setup.publish import FORMAT, publish
 from data_setup.scan_reader import ScanFormat, check_formats
+from data_setup.selection import EVERYTHING, Selection
 from data_setup.sources import DirectorySource, InputFile, InputSource, is_gcs
 from data_setup.volume import ReadOptions
 
@@ -38,8 +39,8 @@ class PrepareSettings:
     """What decides the content of a prepared set; every change makes another version of it.
 
     image_size [D, H, W] in voxels; formats that are read; max_bytes of decoded pixels per file; timeout_s per file;
-    val_fraction of the patients validate, ranked with split_seed, where the source recommends no split. The other
-    three admit files that are refused by default.
+    val_fraction of the patients validate, ranked with split_seed, where the source recommends no split. select: what
+    the source has left out already. The other three admit files that are refused by default.
     """
 
     image_size: tuple[int, int, int]
@@ -51,6 +52,7 @@ class PrepareSettings:
     timeout_s: float = 120.0
     val_fraction: float = 0.1
     split_seed: int = 0
+    select: Selection = EVERYTHING
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
@@ -126,6 +128,7 @@ def _finish(
     num_done, num_bad = len(done), sum(_is_bad(journal.entries[file_id]) for file_id in done)
     try:
         for task, rows in _prepare_all(tasks, num_workers, settings):
+            _sync(folder, rows)
             journal.append({"id": task.id, "stamp": stamps[task.id], "rows": rows})
             num_done += 1
             num_bad += _is_bad(journal.entries[task.id])
@@ -134,6 +137,17 @@ def _finish(
     finally:
         journal.close()
     return [(file, row) for file_id, file in inputs.items() for row in journal.entries[file_id]["rows"]]
+
+
+def _sync(folder: Path, rows: list[Record]) -> None:
+    """Puts the volumes of a finished input on the disk, before the journal counts them; raises StopPreparing."""
+    try:
+        for row in rows:
+            if row["status"] == "accepted":
+                with open(volume_path(folder, row["id"]), "rb") as file:
+                    os.fsync(file.fileno())
+    except OSError as error:
+        raise StopPreparing(f"a prepared volume cannot be written: {error.strerror}") from None
 
 
 def _is_bad(entry: Entry) -> bool:

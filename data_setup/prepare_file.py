@@ -164,13 +164,13 @@ def _facts(volume: Volume, image_size: tuple[int, int, int]) -> Record:
 
 
 def _save(target: Path, array: np.ndarray) -> None:
-    """Writes an .npy so that it is either whole or absent under its name; raises StopPreparing."""
+    """Writes an .npy that is whole or absent under its name after a kill; against a power cut the parent syncs it,
+    while this process decodes the next file. Raises StopPreparing.
+    """
     temporary = target.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
             np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)

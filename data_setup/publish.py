@@ -46,7 +46,7 @@ def publish(
     dataset = {
         "format": FORMAT,
         "version": digest[:12],
-        "settings": asdict(settings),
+        "settings": _without_persons(settings),
         "settings_sha256": digest,
         "versions": {name: found for name in _DECODERS if (found := _version(name)) is not None},
         "index_sha256": hashlib.sha256(index.encode()).hexdigest(),
@@ -57,6 +57,13 @@ def publish(
         text = json.dumps({**dataset, "volumes": volumes}, indent=1) + "\n"
         _write_if_new(place / INDEX_NAME, index)
         _write_if_new(place / DATASET_NAME, text)
+
+
+def _without_persons(settings: "PrepareSettings") -> dict[str, Any]:
+    """The settings; of a range of participants only that there was one."""
+    values = asdict(settings)
+    values["select"]["participants"] = None if settings.select.participants is None else "a range"
+    return values
 
 
 def _with_facts(finished: Sequence[tuple[InputFile, Record]], key: bytes) -> tuple[list[Record], int]:

@@ -70,8 +70,8 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     """(low, high) of "1001-1100, 4001"; raises ValueError for anything else."""
     ranges = []
     for part in text.split(","):
-        low, _, high = part.strip().partition("-")
-        high = high or low
+        low, dash, high = part.strip().partition("-")
+        high = high if dash else low
         if not (low.strip().isdecimal() and high.strip().isdecimal() and int(low) <= int(high)):
             raise ValueError(f"data.select.participants must be like '1001-1100, 4001'; found {text!r}")
         ranges.append((int(low), int(high)))

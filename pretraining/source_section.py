@@ -9,7 +9,7 @@ from pathlib import Path
 from data_setup.phantom import PhantomSettings
 from data_setup.prepare import PrepareSettings
 from data_setup.scan_reader import ScanFormat
-from data_setup.selection import Selection
+from data_setup.selection import EVERYTHING, Selection
 from data_setup.sources import DirectorySource, InputSource, PhantomSource, SourceKind, is_gcs
 from data_setup.tables import ListSource, ManifestSource
 
@@ -65,6 +65,7 @@ class SourceSection:
             timeout_s=self.timeout_s,
             val_fraction=self.val_fraction,
             split_seed=split_seed,
+            select=self.select if self.source in ("manifest", "list") else EVERYTHING,
         )
 
     def open(self, phantom_folder: Path) -> InputSource:

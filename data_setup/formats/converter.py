@@ -1,9 +1,9 @@
 """The vendors' own containers: Heidelberg .e2e and .sdb, Topcon .fda and .fds, Zeiss Cirrus .img.
 
 Enters a path, leaves verified volumes. No vendor documents them; the layouts are those that the projects
-OCT-Converter, eyepy, UOCTE and retimat worked out. OCT-Converter 0.7.0 itself cannot be used: its Topcon readers fail
-under numpy >= 2.3 (np.fromstring), its .img reader takes depth and width for each other, and a damaged .e2e keeps it
-in a loop or fills the memory.
+OCT-Converter, eyepy and retimat worked out. OCT-Converter 0.7.0 itself cannot be used: its Topcon readers fail under
+numpy >= 2.3 (np.fromstring), it orders the bytes of an .img unlike four other readers, and a ring of directories in a
+damaged .e2e keeps it for ever.
 """
 
 import io
@@ -62,10 +62,10 @@ class _Series:
 
 
 def read_e2e(path: Path, options: ReadOptions) -> list[FoundVolume]:
-    """The scans of an .e2e, uint8 [D, H, W] each; raises BadFile. A file may hold both eyes and many visits; of a joined
-    file the first part is read, as OCT-Converter does.
+    """The scans of an .e2e, uint8 [D, H, W] each, of both eyes and many visits; raises BadFile.
 
-    The lateral spacing and the distance of B-scans are stored in degrees only, and stay unknown.
+    Of a joined file the first part is read, as OCT-Converter does. The lateral spacing and the distance of B-scans are
+    stored in degrees only, and stay unknown.
     """
     with opened(path) as (file, size):
         start = _E2E_SHIFT.get(file.read(21), 0)
