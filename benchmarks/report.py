@@ -14,12 +14,24 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torch_xla", "transformers", "monai", "numpy")
+PACKAGES = (
+    "torch",
+    "torch_xla",
+    "transformers",
+    "monai",
+    "numpy",
+    "pillow",
+    "pydicom",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+)
 
 
-def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """`--quick`: fewer repetitions, for a look rather than for a claim."""
+def parse_arguments(description: str, argv: Sequence[str] | None = None, *, parts: str = "") -> argparse.Namespace:
+    """`--quick`: fewer repetitions, for a look rather than for a claim. `--part`: some of the letters in `parts`."""
     parser = argparse.ArgumentParser(description=description)
+    if parts:
+        parser.add_argument("--part", default=parts, help=f"some of {parts}; all by default")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: a look, not a claim")
     return parser.parse_args(argv)
 

@@ -5,6 +5,7 @@ interpreter, not a copy of this program: it imports the job's module only (0.3 s
 means something. Jobs write large results themselves and send back small records.
 """
 
+import os
 import queue
 import resource
 import signal
@@ -25,6 +26,9 @@ Task = TypeVar("Task")
 Record = TypeVar("Record")
 
 _CHILD = "import sys; sys.path[:] = sys.argv[2:]; from data_setup.isolate import serve; serve(int(sys.argv[1]))"
+# Arrays of a scan are larger than what glibc keeps: each would be mapped anew and its pages zeroed, a quarter of all
+# time (335 ms of CPU per 58 MB file, 229 with these). The memory stays the child's, within its limit.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
 _START_TIMEOUT_S = 60.0  # 0.3 s on a quiet machine
 _END_TIMEOUT_S = 2.0  # an idle child leaves within milliseconds of being told
 
@@ -145,7 +149,12 @@ class Worker(Generic[Task, Record]):
         command = [sys.executable, "-c", _CHILD, str(theirs.fileno()), *sys.path]
         # Decoders write paths and values to stderr: nobody may read them.
         self._child = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            env={**os.environ, **_KEEP_MEMORY},
         )
         theirs.close()
         if self._abandoned:  # between the two lines above

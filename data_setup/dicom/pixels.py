@@ -60,7 +60,7 @@ def _decode(file: BinaryIO, header: Header) -> np.ndarray:
     end the caller's own loop without a word.
     """
     try:
-        decoded = pixel_array(file, decoding_plugin=_plugin(header.syntax))
+        decoded = pixel_array(file, decoding_plugin=decoding_plugin(header.syntax))
     except Exception as error:
         raise BadFile(Reason.DECODE_FAILED, "the decoder fails", type(error).__name__) from None
     expected: tuple[int, ...] = (header.frames, header.rows, header.columns)
@@ -76,7 +76,7 @@ def _decode(file: BinaryIO, header: Header) -> np.ndarray:
     return decoded
 
 
-def _plugin(syntax: uid.UID) -> str:
+def decoding_plugin(syntax: uid.UID) -> str:
     """The one decoder for a syntax, so that a file decodes alike everywhere; "" lets native syntaxes pass.
 
     GDCM only where nothing else reads the syntax: it has an open crash (CVE-2026-3650).
