@@ -39,20 +39,28 @@ MAKERS = (
     Maker("Heidelberg Engineering", "Spectralis", "PPole-Mac-HR", (15, 124, 192), True),
     Maker("Topcon", "Maestro2", "3D Macula", (32, 221, 128), False),
     Maker("Carl Zeiss Meditec", "Cirrus", "Macular Cube", (32, 256, 128), False),
+    Maker("Topcon", "Triton", "3D(H)", (64, 248, 128), True),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSettings:
-    """num_volumes of which broken_fraction are damaged files; scale 4 gives the makers' true sizes."""
+    """num_volumes, made by these devices in turn, of which broken_fraction are damaged files; scale 4 gives the
+    devices' true sizes.
+    """
 
     num_volumes: int = 10
+    devices: tuple[str, ...] = ("Spectralis", "Maestro2", "Cirrus")
     volumes_per_patient: int = 1
     scale: float = 1.0
     broken_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "devices", tuple(self.devices))
+        known = [maker.model for maker in MAKERS]
+        if not self.devices or not set(self.devices) <= set(known):
+            raise ValueError(f"data.phantom.devices must be some of {', '.join(known)}; found {list(self.devices)}")
         for name, least in (("num_volumes", 1), ("volumes_per_patient", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.phantom.{name} must be at least {least}; found {getattr(self, name)}")
@@ -83,14 +91,15 @@ def anatomy_of(number: int, settings: PhantomSettings) -> Anatomy:
     return random_anatomy(sample_rng(settings.seed, 0, number, Purpose.PHANTOM))
 
 
-def maker_of(number: int) -> Maker:
-    """Makers take turns."""
-    return MAKERS[number % len(MAKERS)]
+def maker_of(number: int, settings: PhantomSettings) -> Maker:
+    """Devices take turns."""
+    device = settings.devices[number % len(settings.devices)]
+    return next(maker for maker in MAKERS if maker.model == device)
 
 
 def shape_of(number: int, settings: PhantomSettings) -> tuple[int, int, int]:
     """[D, H, W] of phantom `number`."""
-    d, h, w = (max(2, round(side * settings.scale)) for side in maker_of(number).shape)
+    d, h, w = (max(2, round(side * settings.scale)) for side in maker_of(number, settings).shape)
     return d, h, w
 
 
@@ -112,7 +121,7 @@ def _file_bytes(number: int, settings: PhantomSettings) -> bytes:
 
 
 def _dicom(number: int, settings: PhantomSettings) -> bytes:
-    maker, shape = maker_of(number), shape_of(number, settings)
+    maker, shape = maker_of(number, settings), shape_of(number, settings)
     anatomy = anatomy_of(number, settings)
     voxels = render(anatomy, shape, sample_rng(settings.seed, 1, number, Purpose.PHANTOM))
     dataset = _header(number, settings, maker, anatomy, shape)
@@ -171,7 +180,7 @@ def _labels(settings: PhantomSettings, names: list[str]) -> str:
         rows.append(
             {
                 "file": name,
-                "vendor": maker_of(number).name,
+                "vendor": maker_of(number, settings).name,
                 "laterality": anatomy.laterality,
                 "thickness_um": round(anatomy.thickness_um, 2),
                 "fovea_z_mm": round(anatomy.fovea_mm[0], 4),
