@@ -27,9 +27,7 @@ class BadVolume(Exception):
         self.volume_id, self.found = volume_id, found
 
     def __str__(self) -> str:
-        return (
-            f"prepared volume {self.volume_id} cannot be read ({self.found}): prepare it again"
-        )
+        return f"prepared volume {self.volume_id} cannot be read ({self.found}): prepare it again"
 
 
 class Volumes(Protocol):

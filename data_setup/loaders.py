@@ -5,9 +5,10 @@ more is replaced and counted. Neither ends an epoch early, and neither goes unse
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -21,9 +22,19 @@ from oct_foundation.batch import JEPABatch
 
 log = logging.getLogger(__name__)
 
+# A death is noticed when a wait for a batch ends: workers of a fork server are not this process's children, so no
+# SIGCHLD tells of them.
+_POLL_S = 2.0
+
+_Made = tuple[JEPABatch, list[list[str]]]  # a batch, and per replaced sample the ids that could not be read
+
 
 class LoaderError(RuntimeError):
     """The input side cannot go on: too many dead workers, or too many volumes that cannot be read."""
+
+
+class _WorkersDied(Exception):
+    """Which, how, over which sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +84,32 @@ class TrainBatches:
         while True:
             batches = iter(self._loader())
             try:
-                for batch, replaced in batches:
+                while (made := self._next(batches)) is not None:
+                    batch, replaced = made
                     self._count(batch, replaced)
                     yield batch
                 return
+            except _WorkersDied as died:
+                self._restart_after(died)
+
+    def _next(self, batches: Iterator[_Made]) -> _Made | None:
+        """The next batch, None at the end; raises _WorkersDied, or LoaderError after `timeout_s` without a batch."""
+        since = time.monotonic()
+        while True:
+            try:
+                return next(batches, None)
             except RuntimeError as error:
-                deaths = describe_deaths(getattr(batches, "_workers", []), self._dataset)
-                if not deaths:
+                processes = getattr(batches, "_workers", [])
+                if deaths := describe_deaths(processes, self._dataset):
+                    raise _WorkersDied(deaths) from error
+                if "timed out" not in str(error):
                     raise
-                self._restart_after(deaths, error)
+                if time.monotonic() - since > self._settings.timeout_s:
+                    at = ", ".join(str(self._dataset.sample_of(number)) for number in range(len(processes)))
+                    raise LoaderError(
+                        f"no batch for data.loader.timeout_s={self._settings.timeout_s} s; the workers are at {at}: "
+                        f"does the disk still answer?"
+                    ) from error
 
     def _loader(self) -> "DataLoader[Any]":
         """A loader of what has not been handed out yet."""
@@ -94,15 +122,15 @@ class TrainBatches:
             # A fork after an accelerator's client has started is unsafe; a fork server was clean when it began.
             multiprocessing_context="forkserver" if workers else None,
             prefetch_factor=self._settings.prefetch_factor if workers else None,
-            timeout=self._settings.timeout_s if workers else 0,
+            timeout=_POLL_S if workers else 0,
             worker_init_fn=_start_worker,
         )
 
-    def _count(self, batch: JEPABatch, replaced: list[str]) -> None:
+    def _count(self, batch: JEPABatch, replaced: list[list[str]]) -> None:
         self._done += 1
         self.num_samples += batch.num_samples
         self.num_replaced += len(replaced)
-        for volume_id in replaced:
+        for volume_id in chain.from_iterable(replaced):
             log.warning("prepared volume %s cannot be read; the next one of the epoch took its place", volume_id)
         allowed = max(self._FREE_REPLACEMENTS, self._settings.max_replaced_fraction * self.num_samples)
         if self.num_replaced > allowed:
@@ -112,15 +140,15 @@ class TrainBatches:
                 f"allows fewer. Is the disk failing, or was the prepared set changed? Prepare it again"
             )
 
-    def _restart_after(self, deaths: str, error: RuntimeError) -> None:
+    def _restart_after(self, died: "_WorkersDied") -> None:
         self.num_restarts += 1
-        found = f"loader worker died: {deaths}"
+        found = f"loader worker died: {died}"
         if self.num_restarts > self._settings.max_restarts:
             raise LoaderError(
-                f"{found}; that was the {self.num_restarts}th time (data.loader.max_restarts="
-                f"{self._settings.max_restarts}). SIGKILL mostly means that the memory ran out: lower "
+                f"{found}; that is more often than data.loader.max_restarts="
+                f"{self._settings.max_restarts} allows. SIGKILL mostly means that the memory ran out: lower "
                 f"data.loader.num_workers or prefetch_factor"
-            ) from error
+            ) from died
         log.warning("%s; workers are started again, no sample is lost", found)
 
 
@@ -144,9 +172,9 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _collate(samples: list[dict[str, Any]]) -> tuple[JEPABatch, list[str]]:
-    """The batch, and the ids of volumes that were replaced in it."""
-    return jepa_batch(samples), [volume_id for sample in samples for volume_id in sample.get("replaced", ())]
+def _collate(samples: list[dict[str, Any]]) -> _Made:
+    """The batch, and for each sample that is not the planned one the ids of the volumes that could not be read."""
+    return jepa_batch(samples), [sample["replaced"] for sample in samples if sample["replaced"]]
 
 
 def jepa_batch(samples: list[dict[str, Any]]) -> JEPABatch:

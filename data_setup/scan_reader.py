@@ -82,11 +82,11 @@ def _read_other(form: OtherFormat, path: Path, options: ReadOptions) -> list:
         case "heyex_xml":
             from data_setup.formats.heyex import read_heyex_xml as read
         case "e2e":
-            from data_setup.formats.converter import read_e2e as read
+            from data_setup.formats.heyex import read_e2e as read
         case "topcon":
-            from data_setup.formats.converter import read_topcon as read
+            from data_setup.formats.topcon import read_topcon as read
         case "zeiss_img":
-            from data_setup.formats.converter import read_zeiss_img as read
+            from data_setup.formats.zeiss import read_zeiss_img as read
         case "nifti":
             from data_setup.formats.nifti import read_nifti as read
     return read(path, options)

@@ -1,16 +1,15 @@
-"""What every reader of a non-DICOM format shares: its return type and the checks of errors.Reason that need no format.
+"""What the readers of non-DICOM formats share: their return type, the terms on which they call a library, the checks.
 
-The readers decode the containers themselves, with struct, numpy and Pillow. Of the libraries, importing and using
-eyepy costs 0.4 s and 150 MiB of address space in every child process, oct-converter 1.1 s and 290 MiB, and neither
-can be told a byte budget; both stay the oracles of the tests.
+The libraries know the containers; nothing of theirs is trusted with a damaged file. Readers look at magic and sizes
+first, and what hangs or eats memory all the same is ended by data_setup.isolate.
 """
 
 import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,11 +18,6 @@ import numpy as np
 from data_setup.content import check_content
 from data_setup.errors import BadFile, Reason
 from data_setup.volume import Laterality, ReadOptions, Volume
-
-_EVEN_STEPS = 0.10  # steps between scan lines that differ by less count as even, as for DICOM
-_PARALLEL_COSINE = 0.9998  # 1.1 degrees; 24 radial scans are 7.5 degrees apart
-_SAME_LINE = 1e-6  # far below the 0.002 of the finest voxel, in mm or in degrees
-_CHATTY = ("PIL", "nibabel.global")  # loggers that tell paths, tags and header values
 
 
 class FoundVolume(NamedTuple):
@@ -47,19 +41,24 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silences warnings and log lines of Pillow and nibabel for the time of a read."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+def library(name: str) -> Iterator[None]:
+    """Import and call a library in here: it prints, logs and warns of nothing, for it would tell names and paths, and
+    whatever it raises becomes BadFile(decode_failed, too_large); ImportError passes.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(None):
             warnings.simplefilter("ignore")
             yield
+    except (BadFile, ImportError):
+        raise
+    except MemoryError:
+        raise BadFile(Reason.TOO_LARGE, f"{name} needs more memory than it is given") from None
+    except Exception as error:  # no library documents what it raises on a damaged file
+        raise BadFile(Reason.DECODE_FAILED, f"{name} cannot read the file", type(error).__name__) from None
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def check_shape(shape: Sequence[int], voxel_bytes: int, options: ReadOptions) -> None:
@@ -88,22 +87,6 @@ def judged(volume: Volume, patient: str | None, options: ReadOptions) -> FoundVo
     return FoundVolume(volume, patient)
 
 
-def those_that_pass(scans: Iterable[Callable[[], FoundVolume]]) -> list[FoundVolume]:
-    """The volumes among the scans of one file; raises the first BadFile where none passes, BadFile(no_pixel_data)
-    where there are none. A visit holds line and circle scans beside its volume, and one of them refuses no other.
-    """
-    volumes: list[FoundVolume] = []
-    refused: BadFile | None = None
-    for scan in scans:
-        try:
-            volumes.append(scan())
-        except BadFile as bad:
-            refused = refused or bad
-    if not volumes:
-        raise refused or BadFile(Reason.NO_PIXEL_DATA, "the file holds no B-scan")
-    return volumes
-
-
 def known(length: float | None) -> float | None:
     """A positive finite length; zero and 3.4e38 mean unknown in the field."""
     return float(length) if length is not None and 0 < length < 1e6 else None
@@ -120,38 +103,6 @@ def eye(side: str | None) -> Laterality | None:
             return None
 
 
-def text(raw: bytes) -> str | None:
-    """A zero-terminated string of a header; None where it is blank. Latin-1, since an id must survive an umlaut."""
-    return raw.split(b"\0", 1)[0].decode("latin-1").strip() or None
-
-
 def bits_needed(voxels: np.ndarray) -> int:
     """Bits, 8 to 16, that hold every value: 12 bits in a 16-bit type taken for 16 would be 16 times too dark."""
     return max(8, int(voxels.max()).bit_length())
-
-
-def planes(lines: np.ndarray) -> tuple[float | None, bool | None]:
-    """(distance between neighbours, verdict) of scan lines float [D, 2, 2] = [frame, start or end, x or y].
-
-    True for parallel, evenly spaced lines; False for one line, lines that turn, or two in one place; None where
-    positions are absent or uneven. The distance, in the unit of the lines, is known only with True.
-    """
-    if len(lines) == 1:
-        return None, False
-    if not (np.abs(lines) < 1e6).all() or not lines.any():
-        return None, None
-    along = lines[:, 1] - lines[:, 0]
-    lengths = np.linalg.norm(along, axis=1)
-    if lengths.min() < _SAME_LINE:  # a circle has no direction; its neighbours may have one
-        return None, False
-    direction = along / lengths[:, None]
-    if np.abs(direction @ direction[0]).min() < _PARALLEL_COSINE:
-        return None, False
-    normal = np.array([-direction[0, 1], direction[0, 0]])
-    offsets = lines.mean(axis=1) @ normal
-    if np.diff(np.sort(offsets)).min() < _SAME_LINE:
-        return None, False
-    steps = np.diff(offsets)
-    mean = float(steps.mean())
-    even = np.abs(steps - mean).max() <= _EVEN_STEPS * abs(mean)
-    return (abs(mean), True) if even else (None, None)

@@ -1,237 +1,235 @@
-"""Heidelberg's two exports of a scan: one binary .vol, or an .xml that names one image file per B-scan.
+"""Heidelberg's exports (.vol, .xml with one image file per B-scan, .e2e) -> verified volumes uint8 [D, H, W], by eyepy.
 
-Enters a path, leaves verified volumes. A .vol is 2048 bytes of header, the fundus image, then each B-scan with a
-header of its own. eyepy gives the same pixels, but it refuses circles, takes every side of an .xml but R for left,
-and keeps the last four .xml, names included, in a cache.
+eyepy parses and maps reflectivity to the greys that HEYEX shows. Its parsed parts are taken, not its EyeVolume: that
+one refuses circles, needs a fundus image and layers, and takes every side of an .xml but R for the left.
 """
 
-import re
 import struct
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from data_setup.errors import BadFile, Reason
-from data_setup.formats.found import (
-    FoundVolume,
-    check_held,
-    check_shape,
-    eye,
-    judged,
-    known,
-    opened,
-    planes,
-    quiet,
-    text,
-    those_that_pass,
-)
+from data_setup.formats.found import FoundVolume, check_held, check_shape, eye, judged, known, library, opened
 from data_setup.volume import ReadOptions, Volume
 
-_VOL_HEADER = struct.Struct("<12s3I3d2I2dId4sQiI16s16sI24s")  # the first 164 of 2048 bytes; dates and visits follow
-_VOL_HEADER_BYTES = 2048
+_VENDOR = "Heidelberg Engineering"
+_LINE, _CIRCLE, _VOLUME, _FAST_VOLUME, _RADIAL = 1, 2, 3, 4, 5  # scan patterns; 0 is unknown
+_EVEN_STEPS = 0.10  # steps between scan lines that differ by less count as even, as for DICOM
+_PARALLEL_COSINE = 0.9998  # 1.1 degrees; 24 radial scans are 7.5 degrees apart
+_SAME_LINE = 1e-6  # far below the 0.002 of the finest voxel, in mm or in degrees
+
 _VOL_MAGIC = (b"HSF-OCT-", b"ep-v")  # the device's export, and eyepy's writer
-_BSCAN_HEADER = struct.Struct("<12sI4d")  # the first 48 of at least 256 bytes
-_BSCAN_HEADER_BYTES = 256
-_LINE, _CIRCLE, _VOLUME, _FAST_VOLUME, _RADIAL = 1, 2, 3, 4, 5  # scan patterns of .vol; 0 is unknown
-
+_VOL_HEADER_BYTES, _VOL_BSCAN_HEADER_BYTES = 2048, 256  # the second at least
 _IMAGE_FORMATS = ("TIFF", "BMP", "PNG", "JPEG")  # what HEYEX writes; Pillow knows 40 more, some of them fragile
-_MAX_XML_BYTES = 1 << 26  # 188 bytes per A-scan in the file at hand: 9 MB for 97 x 512
-
-VENDOR = "Heidelberg Engineering"
-
-
-def grey(intensity: np.ndarray) -> np.ndarray:
-    """Reflectivity of 0..1, float32 of any shape, -> uint8 as HEYEX shows it; 0 where there is no signal (3.4e38).
-
-    (ln(x + 0.000244) + 8.3) / 8.285, eyepy's fit to the images that HEYEX exports, so that .vol, .e2e and .xml of one
-    scan look alike. A linear scale would leave 88 % of the voxels of our line scan below 2.
-    """
-    with np.errstate(invalid="ignore"):  # a damaged file holds signalling NaN
-        signal = intensity < 3e38
-        shown = np.clip(np.where(signal, intensity, 0.0), 0.0, 1.0) + np.float32(2.44e-4)
-    np.log(shown, out=shown)
-    shown = np.clip((shown + 8.3) * (255.0 / 8.285), 0.0, 255.0)
-    return np.where(signal, np.rint(shown), 0.0).astype(np.uint8)
+_E2E_HEADERS, _E2E_LAST_AT, _E2E_DIRECTORY_BYTES, _E2E_CHUNK_HEADER_BYTES = 88, 76, 52, 60
 
 
 def read_heyex_vol(path: Path, options: ReadOptions) -> list[FoundVolume]:
-    """The one scan of a .vol as uint8 [D, H, W]; raises BadFile. Layers and the fundus image are not read."""
+    """The one scan of a .vol; raises BadFile. What the header promises is compared with the file's size first."""
     with opened(path) as (file, size):
         head = file.read(_VOL_HEADER_BYTES)
-        if not head.startswith(_VOL_MAGIC):
-            raise BadFile(Reason.INVALID_HEADER, "no Heidelberg .vol file")
-        if len(head) < _VOL_HEADER_BYTES:
-            raise BadFile(Reason.HEADER_TRUNCATED, "the file ends inside the header")
-        header = _VOL_HEADER.unpack_from(head)
-        width, frames, height = header[1:4]
-        scale_x, distance, scale_y = header[4:7]
-        side, pattern, patient = header[13], header[15], header[20]
-        slo_width, slo_height = header[7:9]
-        shape = (frames, height, width)
-        check_shape(shape, 1, options)
-        start = _VOL_HEADER_BYTES + slo_width * slo_height
-        check_held(start + frames * (_BSCAN_HEADER_BYTES + 4 * height * width), size)
-        voxels, lines = _vol_bscans(file, start, shape, size)
-    step_mm, parallel = planes(lines)
-    if pattern in (_LINE, _CIRCLE, _RADIAL):
-        parallel = False
-    elif pattern in (_VOLUME, _FAST_VOLUME) and parallel is None:
-        parallel = True
-    volume = Volume(
-        voxels=voxels,
-        bits_stored=8,
-        spacing_mm=(known(distance) or step_mm if parallel is not False else None, known(scale_y), known(scale_x)),
-        laterality=eye(text(side)),
-        vendor=VENDOR,
-        model=None,
-        protocol=None,
-        volumetric=parallel,
-    )
-    return [judged(volume, text(patient), options)]
+    if not head.startswith(_VOL_MAGIC):
+        raise BadFile(Reason.INVALID_HEADER, "no Heidelberg .vol file")
+    if len(head) < _VOL_HEADER_BYTES:
+        raise BadFile(Reason.HEADER_TRUNCATED, "the file ends inside the header")
+    width, frames, height = struct.unpack_from("<3I", head, 12)
+    fundus_width, fundus_height = struct.unpack_from("<2I", head, 48)
+    check_shape((frames, height, width), 1, options)
+    bscan_bytes = _VOL_BSCAN_HEADER_BYTES + 4 * height * width
+    check_held(_VOL_HEADER_BYTES + fundus_width * fundus_height + frames * bscan_bytes, size)
+    with library("eyepy"):
+        from eyepy.core.utils import from_vol_intensity
+        from eyepy.io.he.vol_reader import HeVolReader
 
-
-def _vol_bscans(file: BinaryIO, start: int, shape: tuple[int, int, int], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [D, H, W], scan lines in mm, float [D, 2, 2]) of the B-scans from byte `start` on; raises BadFile.
-
-    Each B-scan tells its own header's length: eyepy's writer states another one in the header of the file.
-    """
-    frames, height, width = shape
-    voxels = np.empty(shape, np.uint8)
-    lines = np.empty((frames, 2, 2))
-    for frame in range(frames):
-        check_held(start + _BSCAN_HEADER_BYTES, size)
-        file.seek(start)
-        _, header_bytes, *line = _BSCAN_HEADER.unpack(file.read(_BSCAN_HEADER.size))
-        if header_bytes < _BSCAN_HEADER_BYTES:
-            raise BadFile(Reason.INVALID_HEADER, f"the header of B-scan {frame} says {header_bytes} bytes")
-        lines[frame] = np.reshape(line, (2, 2))
-        start += header_bytes
-        check_held(start + 4 * height * width, size)
-        file.seek(start)
-        raw = np.frombuffer(file.read(4 * height * width), "<f4")
-        voxels[frame] = grey(raw.reshape(height, width))
-        start += 4 * height * width
-    return voxels, lines
+        scan = HeVolReader(path).parsed_file
+        voxels = np.stack([from_vol_intensity(bscan.data.copy()) for bscan in scan.bscans])  # it writes into its input
+        lines = [(bscan.start_x, bscan.start_y, bscan.end_x, bscan.end_y) for bscan in scan.bscans]
+    step_mm, parallel = _verdict(lines, {scan.scan_pattern})
+    spacing = known(scan.distance) or step_mm if parallel is not False else None, scan.scale_y, scan.scale_x
+    return [_found(voxels, spacing, scan.scan_position, parallel, scan.patient_id, options)]
 
 
 def read_heyex_xml(path: Path, options: ReadOptions) -> list[FoundVolume]:
-    """The scans of a HEYEX XML export, uint8 [D, H, W] each, from the images that lie beside it; raises BadFile."""
-    with opened(path) as (file, size):
-        if size > _MAX_XML_BYTES:
-            raise BadFile(Reason.TOO_LARGE, f"an XML file of {size:,} bytes, {_MAX_XML_BYTES:,} are read")
-        data = file.read()
-    root = _xml_root(data)
-    scans = [
-        partial(_xml_scan, path.parent, series, images, (patient.findtext("PatientID") or "").strip() or None, options)
-        for patient in root.iter("Patient")
-        for series in patient.iter("Series")
-        if (images := [image for image in series.findall("Image") if image.findtext("ImageType/Type") == "OCT"])
-    ]
-    return those_that_pass(scans)
+    """The one scan of a HEYEX XML export, from the images that lie beside it; raises BadFile.
 
-
-def _xml_root(data: bytes) -> ElementTree.Element:
-    """The root of a HEYEX XML; raises BadFile(header_truncated, invalid_header). Entities are refused: HEYEX writes
-    none, and nested ones are a bomb.
+    eyepy says what the XML says. The images are decoded here: it would take the red channel of a coloured one. Of an
+    XML with several scans it would make one stack, so that is refused.
     """
-    document = data.decode("utf-8-sig", "replace")  # names in Latin-1 occur; none of them is looked at
-    if "<!ENTITY" in document:
-        raise BadFile(Reason.INVALID_HEADER, "an XML file that defines entities")
-    try:
-        root = ElementTree.fromstring(document)
-    except (ElementTree.ParseError, ValueError) as error:
-        cut = "</HEDX>" not in document
-        reason = Reason.HEADER_TRUNCATED if cut else Reason.INVALID_HEADER
-        raise BadFile(reason, "the XML cannot be parsed" + cut * " to its end", type(error).__name__) from None
-    if root.tag != "HEDX":
-        raise BadFile(Reason.INVALID_HEADER, "no HEYEX XML file")
-    return root
+    with opened(path):
+        pass
+    if path.suffix != ".xml":
+        raise BadFile(Reason.INVALID_HEADER, "the name of a HEYEX XML must end in .xml, eyepy searches a folder else")
+    with library("eyepy"):
+        from eyepy.io.he.xml_reader import HeXmlReader, get_xml_root
 
-
-def _xml_scan(
-    folder: Path,
-    series: ElementTree.Element,
-    images: list[ElementTree.Element],
-    patient: str | None,
-    options: ReadOptions,
-) -> FoundVolume:
-    """One series; raises BadFile. Its B-scans must agree in size, their scale is that of the first."""
-    contexts = [_child(image, "OphthalmicAcquisitionContext") for image in images]
-    sizes = {(int(_number(context, "Height")), int(_number(context, "Width"))) for context in contexts}
-    if len(sizes) > 1:
-        raise BadFile(Reason.SHAPE_MISMATCH, f"B-scans of {len(sizes)} sizes")
-    height, width = sizes.pop()
-    shape = (len(images), height, width)
+        try:
+            reader = HeXmlReader(path)
+            bscans = reader.bscan_meta
+        finally:
+            get_xml_root.cache_clear()  # it would keep the last four files, names of patients included
+        scans = [one for one in reader.xml_root.iter("Series") if one.findall("Image/ImageType[Type='OCT']")]
+        facts = reader.parsed_values
+        shape = (len(bscans), int(facts["size_y"]), int(facts["size_x"])) if scans else (0, 0, 0)
+    if len(scans) != 1:
+        raise BadFile(Reason.INVALID_HEADER if scans else Reason.NO_PIXEL_DATA, f"{len(scans)} OCT scans in one XML")
     check_shape(shape, 1, options)
-    lines = np.array([_scan_line(context) for context in contexts])
-    step_mm, parallel = planes(lines)
-    voxels = np.empty(shape, np.uint8)
-    for out, image in zip(voxels, images, strict=True):
-        name = re.split(r"[\\/]", image.findtext("ImageData/ExamURL") or "")[-1]  # a path on the exporting machine
-        out[...] = _bscan(folder / name, height, width)
-    volume = Volume(
-        voxels=voxels,
-        bits_stored=8,
-        spacing_mm=(step_mm, known(_number(contexts[0], "ScaleY", 0.0)), known(_number(contexts[0], "ScaleX", 0.0))),
-        laterality=eye(series.findtext("Laterality")),
-        vendor=VENDOR,
-        model=series.findtext("GeneralEquipment/ManufacturerModelName"),
-        protocol=series.findtext("Type"),
-        volumetric=parallel,
+    voxels = np.stack([_image(path.parent / Path(bscan["scan_name"]).name, *shape[1:]) for bscan in bscans])
+    step_mm, parallel = _verdict([(*bscan["start_pos"], *bscan["end_pos"]) for bscan in bscans], set())
+    spacing = step_mm, facts["scale_y"], facts["scale_x"]
+    side, model, protocol = (
+        scans[0].findtext(tag) for tag in ("Laterality", "GeneralEquipment/ManufacturerModelName", "Type")
     )
-    return judged(volume, patient, options)
+    return [_found(voxels, spacing, side, parallel, facts["patient_id"], options, model, protocol)]
 
 
-def _child(element: ElementTree.Element, tag: str) -> ElementTree.Element:
-    """The first child of that name; raises BadFile(invalid_header)."""
-    found = element.find(tag)
-    if found is None:
-        raise BadFile(Reason.INVALID_HEADER, f"a B-scan without {tag}")
-    return found
-
-
-def _number(element: ElementTree.Element, path: str, absent: float | None = None) -> float:
-    """A finite number; raises BadFile(invalid_header) where it is none, or absent without a value for that."""
-    found = element.findtext(path)
-    if found is None and absent is not None:
-        return absent
-    try:
-        number = float(found or "")
-    except ValueError:
-        number = np.nan
-    if not np.isfinite(number):
-        raise BadFile(Reason.INVALID_HEADER, f"{path} of a B-scan is absent or no number")
-    return number
-
-
-def _scan_line(context: ElementTree.Element) -> list[list[float]]:
-    """Start and end of a B-scan on the fundus in mm, [[x, y], [x, y]]; zeros where they are absent."""
-    return [[_number(context, f"{end}/Coord/{axis}", 0.0) for axis in "XY"] for end in ("Start", "End")]
-
-
-def _bscan(path: Path, height: int, width: int) -> np.ndarray:
+def _image(path: Path, height: int, width: int) -> np.ndarray:
     """One image file as uint8 [H, W]; raises BadFile. Three equal channels count as one, as for DICOM."""
     try:
-        with quiet(), Image.open(path, formats=_IMAGE_FORMATS) as image:
+        with library("Pillow"), Image.open(path, formats=_IMAGE_FORMATS) as image:
             if image.size != (width, height):
                 raise BadFile(Reason.SHAPE_MISMATCH, f"a B-scan of another size than the {height} x {width} of the XML")
             if image.mode not in ("L", "P", "RGB", "RGBA"):
                 raise BadFile(Reason.UNSUPPORTED_PIXEL_FORMAT, "a B-scan that has no 8 bits per pixel")
-            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except BadFile:
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB")).reshape(height, width, -1)
+    except BadFile as bad:
+        if bad.detail in ("FileNotFoundError", "IsADirectoryError"):
+            raise BadFile(Reason.MISSING_FILE, "a B-scan that the XML names lies not beside it", bad.detail) from None
         raise
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise BadFile(
-            Reason.MISSING_FILE, "a B-scan that the XML names lies not beside it", type(error).__name__
-        ) from None
-    except Exception as error:  # Pillow documents none of its decoders' errors
-        raise BadFile(Reason.DECODE_FAILED, "the image of a B-scan cannot be decoded", type(error).__name__) from None
-    if pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
-            raise BadFile(Reason.COLOUR_IMAGE, "a B-scan whose channels differ")
-        pixels = pixels[..., 0]
-    return pixels
+    if (pixels != pixels[..., :1]).any():
+        raise BadFile(Reason.COLOUR_IMAGE, "a B-scan whose channels differ")
+    return pixels[..., 0]
+
+
+def read_e2e(path: Path, options: ReadOptions) -> list[FoundVolume]:
+    """The scans of an .e2e or .sdb, of both eyes and many visits; raises BadFile, the first one where no scan passes: a
+    visit holds lines and circles beside its volume, and one of them refuses no other.
+
+    A cut file is told here: eyepy ends its list of chunks in silence at the first that it cannot parse.
+    """
+    with opened(path) as (file, size):
+        head = file.read(_E2E_HEADERS)
+    if not head.startswith(b"CMDb"):
+        raise BadFile(Reason.INVALID_HEADER, "no single .e2e file; of several joined in one, eyepy reads none")
+    if len(head) < _E2E_HEADERS:
+        raise BadFile(Reason.HEADER_TRUNCATED, "the file ends inside the header")
+    (last,) = struct.unpack_from("<I", head, _E2E_LAST_AT)
+    check_held(last + _E2E_DIRECTORY_BYTES, size)
+    volumes: list[FoundVolume] = []
+    refused: list[BadFile] = []
+    with library("eyepy"):
+        from eyepy.io.he.e2e_format import TypesEnum
+        from eyepy.io.he.e2e_reader import HeE2eReader
+
+        with HeE2eReader(path) as reader:
+            folders = getattr(reader.file_hierarchy, "all_folders", [])
+            if max((folder.start for folder in folders), default=0) < last:
+                raise BadFile(Reason.INVALID_HEADER, "the chain of chunks breaks before the last directory")
+            for folder in folders:  # others lie beyond the end where HEYEX has made a file anonymous
+                if folder.type == TypesEnum.image:
+                    check_held(folder.start + _E2E_CHUNK_HEADER_BYTES + folder.size, size)
+            folders.clear()  # it would hold every decoded image until the end
+            for series in reader.series:
+                bscans = [one for _, one in sorted(series.slices.items()) if TypesEnum.bscanmeta in one.folders]
+                try:
+                    volumes += [_e2e_scan(series, bscans, options)] if bscans else []
+                except BadFile as bad:
+                    refused.append(bad)
+    if not volumes:
+        raise refused[0] if refused else BadFile(Reason.NO_PIXEL_DATA, "the file holds no B-scan")
+    return volumes
+
+
+def _e2e_scan(series: Any, bscans: list[Any], options: ReadOptions) -> FoundVolume:
+    """One of eyepy's series, with those of its slices that are B-scans; raises BadFile.
+
+    The lateral spacing and the distance of B-scans are stored in degrees only, and stay unknown.
+    """
+    from eyepy.core.utils import from_e2e_intensity
+    from eyepy.io.he.e2e_format import TypesEnum
+
+    if len(set(np.diff([bscan.id for bscan in bscans]))) > 1:  # they count 0, 2, 4, ...
+        raise BadFile(Reason.FRAME_COUNT_MISMATCH, f"B-scans are missing between {bscans[0].id} and {bscans[-1].id}")
+    with library("eyepy"):
+        metas = [bscan.get_meta() for bscan in bscans]
+        shape = (len(metas), metas[0]["size_y"], metas[0]["size_x"])
+        check_shape(shape, 1, options)
+        if not all(TypesEnum.image in bscan.folders for bscan in bscans):
+            raise BadFile(Reason.NO_PIXEL_DATA, "a B-scan without its image")
+        voxels = np.empty(shape, np.uint8)
+        for out, bscan in zip(voxels, bscans, strict=True):
+            image = bscan.get_bscan()
+            if image.shape != out.shape:
+                raise BadFile(Reason.SHAPE_MISMATCH, f"a B-scan of {image.shape} in a volume of {shape}")
+            out[...] = from_e2e_intensity(image)
+            bscan.folders.clear()  # and with them the decoded image
+        sides = {folder.data.laterality.name for folder in series.folders.get(TypesEnum.laterality, [])}
+        patients = [folder.data.patient_id for folder in series.patient.folders.get(TypesEnum.patient, [])]
+    _, parallel = _verdict(
+        [(*meta["start_pos"], *meta["end_pos"]) for meta in metas], {meta["scan_pattern"] for meta in metas}
+    )
+    side = sides.pop() if len(sides) == 1 else None
+    return _found(voxels, (None, metas[0]["scale_y"], None), side, parallel, (*patients, None)[0], options)
+
+
+def _found(
+    voxels: np.ndarray,
+    spacing_mm: tuple[float | None, float | None, float | None],
+    side: str | None,
+    parallel: bool | None,
+    patient: str | None,
+    options: ReadOptions,
+    model: str | None = None,
+    protocol: str | None = None,
+) -> FoundVolume:
+    """The record of one decoded scan uint8 [D, H, W]; raises BadFile."""
+    depth, height, width = map(known, spacing_mm)
+    volume = Volume(
+        voxels=voxels,
+        bits_stored=8,
+        spacing_mm=(depth, height, width),
+        laterality=eye(side),
+        vendor=_VENDOR,
+        model=model,
+        protocol=protocol,
+        volumetric=parallel,
+    )
+    return judged(volume, (patient or "").strip(" \0") or None, options)
+
+
+def _verdict(lines: Sequence[tuple[float, ...]], patterns: set[int]) -> tuple[float | None, bool | None]:
+    """As planes(), of start x, y, end x, y of each B-scan; the scan pattern outranks lines that look like a raster."""
+    step, parallel = planes(np.array(lines, np.float64).reshape(-1, 2, 2))
+    if patterns & {_LINE, _CIRCLE, _RADIAL}:
+        return None, False
+    return step, True if parallel is None and patterns and patterns <= {_VOLUME, _FAST_VOLUME} else parallel
+
+
+def planes(lines: np.ndarray) -> tuple[float | None, bool | None]:
+    """(distance between neighbours, verdict) of scan lines float [D, 2, 2] = [frame, start or end, x or y].
+
+    True for parallel, evenly spaced lines; False for one line, lines that turn, or two in one place; None where
+    positions are absent or uneven. The distance, in the unit of the lines, is known only with True.
+    """
+    if len(lines) == 1:
+        return None, False
+    if not (np.abs(lines) < 1e6).all() or not lines.any():
+        return None, None
+    along = lines[:, 1] - lines[:, 0]
+    lengths = np.linalg.norm(along, axis=1)
+    if lengths.min() < _SAME_LINE:  # a circle has no direction; its neighbours may have one
+        return None, False
+    direction = along / lengths[:, None]
+    if np.abs(direction @ direction[0]).min() < _PARALLEL_COSINE:
+        return None, False
+    normal = np.array([-direction[0, 1], direction[0, 0]])
+    offsets = lines.mean(axis=1) @ normal
+    if np.diff(np.sort(offsets)).min() < _SAME_LINE:
+        return None, False
+    steps = np.diff(offsets)
+    mean = float(steps.mean())
+    even = np.abs(steps - mean).max() <= _EVEN_STEPS * abs(mean)
+    return (abs(mean), True) if even else (None, None)

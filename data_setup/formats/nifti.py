@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_setup.errors import BadFile, Reason
-from data_setup.formats.found import FoundVolume, bits_needed, check_held, check_shape, judged, known, opened, quiet
+from data_setup.formats.found import FoundVolume, bits_needed, check_held, check_shape, judged, known, library, opened
 from data_setup.volume import ReadOptions, Spacing, Volume
 
 _MM = {"mm": 1.0, "micron": 1e-3, "meter": 1e3}  # a header without a unit tells no spacing
@@ -25,7 +25,7 @@ def read_nifti(path: Path, options: ReadOptions) -> list[FoundVolume]:
     8 and 16 unsigned bits pass as stored. All other types become uint8, linearly from the volume's minimum to its
     maximum (what is not finite becomes 0): their scale says nothing that two files have in common.
     """
-    with opened(path) as (file, size), quiet():
+    with opened(path) as (file, size), library("nibabel"):
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if packed else file
@@ -38,11 +38,12 @@ def read_nifti(path: Path, options: ReadOptions) -> list[FoundVolume]:
             raise BadFile(reason, found)
         check_shape(shape, kind.itemsize, options)
         stored = _voxels(stream, header, shape, None if packed else size)
+        spacing_mm = _spacing(header, shape)
     voxels = stored if stored.dtype in (np.uint8, np.uint16) else _to_uint8(stored)
     volume = Volume(
         voxels=voxels,
         bits_stored=8 if voxels.dtype == np.uint8 else bits_needed(voxels),
-        spacing_mm=_spacing(header, shape),
+        spacing_mm=spacing_mm,
         laterality=None,
         vendor=None,
         model=None,
@@ -53,24 +54,17 @@ def read_nifti(path: Path, options: ReadOptions) -> list[FoundVolume]:
 
 
 def _header(stream: BinaryIO | gzip.GzipFile) -> Any:
-    """Nibabel's header of NIfTI-1 or NIfTI-2; raises BadFile(header_truncated, invalid_header)."""
+    """Nibabel's header of NIfTI-1 or NIfTI-2; raises BadFile(header_truncated, no_pixel_data)."""
     from nibabel.nifti1 import Nifti1Header  # 0.3 s and 75 MiB of address space, paid by those who have NIfTI
     from nibabel.nifti2 import Nifti2Header
 
-    try:
-        head = stream.read(_HEADER_BYTES)
-        stream.seek(0)
-        header_type = Nifti2Header if head[4:7] in (b"n+2", b"ni2") else Nifti1Header
-        if len(head) < header_type.sizeof_hdr:
-            raise BadFile(Reason.HEADER_TRUNCATED, "the file ends inside the header")
-        header = header_type.from_fileobj(stream)
-        header.get_data_dtype(), header.get_zooms(), header.get_xyzt_units()  # each may fail on a damaged field
-        single = header["magic"].item() in (b"n+1", b"n+2")
-    except BadFile:
-        raise
-    except Exception as error:  # gzip, zlib and nibabel raise a dozen unrelated types
-        raise BadFile(Reason.INVALID_HEADER, "no NIfTI header can be read", type(error).__name__) from None
-    if not single:
+    head = stream.read(_HEADER_BYTES)
+    stream.seek(0)
+    header_type = Nifti2Header if head[4:7] in (b"n+2", b"ni2") else Nifti1Header
+    if len(head) < header_type.sizeof_hdr:
+        raise BadFile(Reason.HEADER_TRUNCATED, "the file ends inside the header")
+    header = header_type.from_fileobj(stream)
+    if header["magic"].item() not in (b"n+1", b"n+2"):
         raise BadFile(Reason.NO_PIXEL_DATA, "a header whose voxels lie in another file: convert the pair to one .nii")
     return header
 
@@ -88,25 +82,21 @@ def _voxels(stream: BinaryIO | gzip.GzipFile, header: Any, shape: tuple[int, int
     """Stored values [D, H, W] in native byte order; x runs fastest, so C order is right as it lies.
 
     The header's slope and intercept are left out: a linear map changes nothing after _to_uint8. Raises
-    BadFile(pixel_data_truncated, unsupported_pixel_format, decode_failed).
+    BadFile(pixel_data_truncated, unsupported_pixel_format, invalid_header).
     """
     slope = header["scl_slope"].item()
     if slope < 0:
         raise BadFile(Reason.UNSUPPORTED_PIXEL_FORMAT, "a negative scl_slope, which inverts the image")
     kind = header.get_data_dtype()
     needed = int(np.prod(shape)) * kind.itemsize
-    try:
-        offset = int(header["vox_offset"])
-        if offset < header.sizeof_hdr:
-            raise BadFile(Reason.INVALID_HEADER, f"vox_offset is {offset}, inside the header")
-        if size is not None:
-            check_held(offset + needed, size)
-        stream.seek(offset)
-        data = stream.read(needed)
-    except BadFile:
-        raise
-    except Exception as error:  # a cut or damaged gzip stream, an offset that is no number
-        raise BadFile(Reason.DECODE_FAILED, "the voxels cannot be read", type(error).__name__) from None
+    offset = int(header["vox_offset"])
+    if offset < header.sizeof_hdr:
+        raise BadFile(Reason.INVALID_HEADER, f"vox_offset is {offset}, inside the header")
+    if size is not None:
+        check_held(offset + needed, size)
+    stream.seek(offset)
+    data = stream.read(needed)
+    stream.read(1)  # at its end a gzip stream is compared with its checksum
     check_held(offset + needed, offset + len(data))
     return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="), copy=False)
 

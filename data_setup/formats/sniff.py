@@ -16,7 +16,13 @@ _MAGIC: tuple[tuple[bytes, OtherFormat], ...] = (
     (b"FOCT", "topcon"),
 )
 _NIFTI_1_MAGIC_AT, _NIFTI_2_MAGIC_AT = 344, 4
-_LIBRARIES: dict[str, str] = {"nifti": "nibabel"}  # the other readers need numpy and Pillow only
+_LIBRARIES: dict[str, str] = {  # an .img has no header, and its reader needs numpy only
+    "heyex_vol": "eyepy",
+    "heyex_xml": "eyepy",
+    "e2e": "eyepy",
+    "topcon": "oct_converter",
+    "nifti": "nibabel",
+}
 
 
 def sniff(path: Path, head: bytes) -> OtherFormat | None:
@@ -53,9 +59,10 @@ def _unpacked(head: bytes) -> bytes:
 
 def check_installed(formats: Collection[str]) -> None:
     """Raises ValueError, with the command that mends it, where a library of one of the formats is absent."""
-    absent = sorted(_LIBRARIES[name] for name in formats if name in _LIBRARIES and find_spec(_LIBRARIES[name]) is None)
+    needed = {name: _LIBRARIES[name] for name in sorted(set(formats) & set(_LIBRARIES))}
+    absent = {name: library for name, library in needed.items() if find_spec(library) is None}
     if absent:
         raise ValueError(
-            f"data.formats asks for {', '.join(sorted(set(formats) & set(_LIBRARIES)))}, which needs "
-            f"{', '.join(absent)}: pip install 'octfm[formats]', or take the format out of data.formats"
+            f"data.formats asks for {', '.join(absent)}, which needs {', '.join(sorted(set(absent.values())))}: "
+            "pip install 'octfm[formats]', or take the format out of data.formats"
         )

@@ -172,7 +172,9 @@ def test_a_manifest_in_a_bucket_states_what_the_bucket_lists(
 ) -> None:
     scan = write_opt().read_bytes()
     gcs.put(bucket, "readi/retinal_oct/structural_oct/a.dcm", scan)
-    manifest = "person_id\tfilepath\n1001\t/retinal_oct/structural_oct/a.dcm\n1002\t/retinal_oct/structural_oct/gone.dcm\n"
+    manifest = (
+        "person_id\tfilepath\n1001\t/retinal_oct/structural_oct/a.dcm\n1002\t/retinal_oct/structural_oct/gone.dcm\n"
+    )
     gcs.put(bucket, "readi/retinal_oct/manifest.tsv", manifest.encode())
     gcs.put(bucket, "readi/participants.tsv", b"person_id\trecommended_split\n1001\ttrain\n")
     prepared = prepare(ManifestSource(f"gs://{bucket}/readi"), tmp_path / "set", SETTINGS, 1)

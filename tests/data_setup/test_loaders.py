@@ -1,10 +1,15 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from data_setup.datasets import VolumeDataset
+from data_setup.datasets import BadVolume, VolumeDataset
 from data_setup.epoch_order import Shuffled
-from data_setup.loaders import LoaderSettings, TrainBatches, validation_batches
+from data_setup.loaders import LoaderError, LoaderSettings, TrainBatches, validation_batches
 from data_setup.masking import MaskGenerator, MaskSettings
 from data_setup.sampler import ShardedBatchSampler
 from data_setup.transforms import TrainingTransform, ValidationTransform, ViewSettings
@@ -15,10 +20,10 @@ GRID = PatchGrid(image_size=(4, 16, 32), patch_size=(4, 16, 16))
 
 
 class Volumes:
-    """Volume i is all i."""
+    """Volume i is all i; those in `bad` cannot be read."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, bad: tuple[int, ...] = ()) -> None:
+        self.count, self.bad = count, bad
 
     def __len__(self) -> int:
         return self.count
@@ -26,6 +31,8 @@ class Volumes:
     def __getitem__(self, index: int) -> np.ndarray:
         if index == 99:
             raise OSError("volume 99 cannot be read")
+        if index in self.bad:
+            raise BadVolume(f"id-{index}", "FileNotFoundError")
         return np.full(GRID.image_size, index, np.uint8)
 
     def fingerprint(self) -> str:
@@ -90,3 +97,65 @@ def test_too_few_validation_volumes_fill_one_batch_by_repeating():
 def test_impossible_settings_are_refused_by_key(wrong):
     with pytest.raises(ValueError, match=f"data.loader.{next(iter(wrong))}"):
         LoaderSettings(**wrong)
+
+
+def loader(volumes: Volumes, num_steps: int = 6, transform: Any = None, **settings: Any) -> TrainBatches:
+    order = Shuffled(len(volumes), seed=1)
+    dataset = VolumeDataset(volumes, transform or ValidationTransform(masks(), seed=1), order)
+    sampler = ShardedBatchSampler(
+        order=order, rank=0, world_size=1, micro_batch_size=2, grad_accum_steps=1, drop_last=True
+    )
+    return TrainBatches(dataset, sampler, LoaderSettings(timeout_s=60, **settings), start_step=0, num_steps=num_steps)
+
+
+def numbers(batches: TrainBatches) -> list[int]:
+    """Which volumes came, in their order: volume i is all i."""
+    return [int(value) for batch in batches for value in batch.context_view[:, 0, 0, 0, 0]]
+
+
+def test_a_volume_found_bad_late_gives_its_place_to_the_next_of_the_same_order(caplog: pytest.LogCaptureFixture):
+    order = Shuffled(12, seed=1).order(0).tolist()
+    bad = tuple(order[4:6])  # two in a row
+    batches = loader(Volumes(12, bad))
+    assert numbers(batches) == [order[6] if index in bad else index for index in order]
+    assert batches.num_replaced == 2
+    assert f"id-{bad[0]}" in caplog.text
+    assert numbers(loader(Volumes(12, bad), num_workers=1)) == numbers(loader(Volumes(12, bad)))
+
+
+def test_many_bad_volumes_end_the_run_with_their_number():
+    with pytest.raises(LoaderError, match=r"1[12] of 2\d samples .* max_replaced_fraction=0\.01"):
+        numbers(loader(Volumes(12, bad=(0, 2, 4, 6, 8)), num_steps=60))
+
+
+def test_a_disk_that_fails_altogether_is_an_error_that_names_a_volume():
+    with pytest.raises(BadVolume, match=r"id-\d+ cannot be read \(FileNotFoundError\): prepare it again"):
+        numbers(loader(Volumes(12, bad=tuple(range(12)))))
+
+
+class Deadly:
+    """A transform that kills its process over volume 5: once, if there is a marker to leave behind."""
+
+    def __init__(self, marker: Path | None) -> None:
+        self.marker, self.transform = marker, ValidationTransform(masks(), seed=1)
+
+    def __call__(self, volume: np.ndarray, key: Any) -> dict[str, Any]:
+        if key.index == 5 and not (self.marker and self.marker.exists()):
+            if self.marker:
+                self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.transform(volume, key)
+
+
+def test_a_worker_that_is_killed_is_named_and_replaced_and_no_sample_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    batches = loader(Volumes(12), transform=Deadly(tmp_path / "marker"), num_workers=2)
+    assert numbers(batches) == Shuffled(12, seed=1).order(0).tolist()
+    assert batches.num_restarts == 1
+    assert "by signal SIGKILL at sample 5 of epoch 0, peak memory" in caplog.text
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_remedy():
+    with pytest.raises(LoaderError, match=r"SIGKILL at sample 5 .* more often than .*lower data\.loader\.num_workers"):
+        numbers(loader(Volumes(12), transform=Deadly(None), num_workers=1, max_restarts=1))

@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import re
+import signal
 import struct
 import sys
 import tempfile
@@ -485,4 +486,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     from tests.faults import fuzz_reader  # children import the job by this name, not as __main__
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a hung child would stay behind
     sys.exit(fuzz_reader.main())

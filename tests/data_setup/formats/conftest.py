@@ -38,22 +38,22 @@ def e2e_patient(name: str, patient: str) -> bytes:
 
 
 def e2e_file(chunks: list[tuple[int, tuple[int, int, int], int, bytes, int]]) -> bytes:
-    """A file of two directories that hold the chunks (type, (patient, study, series), slice, body, index)."""
-    directories = (chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :])
-    starts, position = [], 36 + 52
-    for held in directories:
-        starts.append(position)
-        position += 52 + 44 * len(held)
-    data, out = b"", b""
-    for held, previous in zip(directories, (0, starts[0]), strict=True):
-        out += struct.pack("<12s6I4I", b"MDbDir", *(0,) * 6, len(held), 0, previous, 0)
+    """A file of two directories, each followed by the chunks it lists (type, (patient, study, series), slice, body,
+    index); the header points at the second.
+    """
+    out, starts = bytes(36 + 52), [0]
+    for held in (chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]):
+        starts.append(len(out))
+        directory = struct.pack("<12s6I4I", b"MDbDir", *(0,) * 6, len(held), 0, starts[-2], 0)
+        data_at, data = len(out) + 52 + 44 * len(held), b""
         for kind, key, number, body, ind in held:
-            start = position + len(data)
-            out += struct.pack("<7IiHHII", 36, start, len(body), 0, *key, number, ind, 0, kind, 0)
+            here = len(out) + len(directory)
+            directory += struct.pack("<7IiHHII", here, data_at + len(data), len(body), 0, *key, number, ind, 0, kind, 0)
             data += e2e_chunk(kind, key, number, body, ind)
+        out += directory + data
     head = struct.pack("<12s6I", b"CMDb", *(0,) * 6)
-    main = struct.pack("<12s6I4I", b"MDbMDir", *(0,) * 6, 0, starts[1], 0, 0)
-    return head + main + out + data
+    main = struct.pack("<12s6I4I", b"MDbMDir", *(0,) * 6, 0, starts[-1], 0, 0)
+    return head + main + out[len(head + main) :]
 
 
 def e2e_volume(stored: np.ndarray, key: tuple[int, int, int], side: bytes, pattern: int = 3) -> list:
@@ -74,11 +74,11 @@ def topcon_file(chunks: list[tuple[bytes, bytes]], magic: bytes = b"FOCTFDA") ->
 
 
 def topcon_facts() -> list[tuple[bytes, bytes]]:
-    """A left eye of 6 x 5 mm, 2.6 micrometres per row, of the patient P-7."""
-    patient = struct.pack("<32s32s32s8sB", b"P-7", b"John", b"Doe", b"", 1).ljust(800, b"\0")
+    """A left eye of 6 x 5 mm, 2.6 micrometres per row, of the patient P-7, whose dates are blank."""
+    patient = struct.pack("<32s32s32s8sB", b"P-7", b"John", b"D\xf6e", b"", 1).ljust(800, b"\0")
     return [
         (b"@PATIENT_INFO_02", patient),
-        (b"@CAPTURE_INFO_02", struct.pack("<BBI100s6H", 1, 2, 0, b"", 2000, 1, 1, 0, 0, 0)),
+        (b"@CAPTURE_INFO_02", struct.pack("<BBI100s6H", 1, 2, 0, b"", *bytes(6))),
         (
             b"@PARAM_SCAN_04",
             struct.pack("<3I5dBB9s", 0, 0, 0, 6.0, 5.0, 2.6, 0.0, 0.0, 0, 0, bytes(9)).ljust(120, b"\0"),
