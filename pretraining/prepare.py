@@ -90,7 +90,8 @@ def _load(arguments: argparse.Namespace) -> PrepareConfig:
         given.append(f"data.source={guess_source(arguments.source)}")
     given.append(f"data.root={arguments.source}")
     if "data.prepare_workers" not in keys:
-        given.append(f"data.prepare_workers={arguments.workers or os.cpu_count() or 1}")
+        workers = arguments.workers if arguments.workers is not None else os.cpu_count() or 1
+        given.append(f"data.prepare_workers={workers}")
     config = load_settings(PrepareConfig, arguments.config, given, known_keys_only=True)
     if config.data.source == "prepared":
         raise ConfigError("data.source=prepared: there is nothing left to prepare")

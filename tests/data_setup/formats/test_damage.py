@@ -105,7 +105,7 @@ def run(
     assert verdicts[0] == "accepted"
     assert "accepted" not in verdicts[1 : 1 + NUM_CUTS]
     assert "identity told" not in verdicts
-    assert {"accepted", "decode_failed"} <= set(verdicts[1 + NUM_CUTS :]), seen  # the library has met the damage
+    assert {"accepted"} < set(verdicts[1 + NUM_CUTS :]), seen  # some do no harm, some are met
     assert seen["timeout"] <= FILES_PER_TASK, seen
 
 
