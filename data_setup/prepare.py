@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_setup.errors import StopPreparing
+from data_setup.errors import Reason, StopPreparing
 from data_setup.index import VOLUMES_NAME, PreparedSet, volume_path
 from data_setup.isolate import IsolationLimits, Outcome, as_completed
 from data_setup.journal import Entry, Journal
@@ -29,6 +29,9 @@ _KEY_NAME, _KEY_BYTES = ".source_key", 32
 _LOCK_NAME = ".lock"
 # Allowed on top of a file's time where it is fetched first; gcs.py gives up sooner.
 _FETCH_S, _FETCH_BYTES_PER_S = 600.0, 100_000
+
+_PASSING = (Reason.TRANSFER_MISMATCH, Reason.MISSING_FILE)
+_PASSING_DETAILS = ("died", "timeout", "memory limit")
 
 Progress = Callable[[int, int, int], None]
 """(inputs done, inputs in all, inputs rejected so far)"""
@@ -261,8 +264,13 @@ def _stamp(file: InputFile) -> list[str | int | None] | None:
 
 
 def _still_valid(entry: Entry | None, stamp: list[str | int | None] | None, folder: Path) -> bool:
-    """True if an input is as it was when its entry was written, and its volumes are where they were put."""
+    """True if an input is as it was when its entry was written, its volumes are where they were put, and its refusal,
+    if any, was the file's own: what the network or a lack of memory did is tried anew by the next call.
+    """
     if entry is None or entry["stamp"] != stamp:
+        return False
+    first = entry["rows"][0]
+    if first.get("reason") in _PASSING or (first.get("detail") or "").startswith(_PASSING_DETAILS):
         return False
     accepted = [row for row in entry["rows"] if row["status"] == "accepted"]
     return all(volume_path(folder, row["id"]).is_file() for row in accepted)

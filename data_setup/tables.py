@@ -133,7 +133,8 @@ def _inputs(rows: Iterable[Mapping[str, str]], table: str, root: str) -> Iterabl
             f"{table} has no column of paths; one of {', '.join(_COLUMNS['path'])} is needed, there are: "
             f"{', '.join(sorted(rows[0]))}"
         )
-    listed = _listed_below(root) if is_gcs(root) else None
+    paths = [row.get(columns["path"], "").lstrip("/") for row in rows]
+    listed = _listed(root, {path.partition("/")[0] for path in paths if path}) if is_gcs(root) else None
     seen = set()
     for number, row in enumerate(rows, start=1):
         cells = {field: row.get(name, "") if name else "" for field, name in columns.items()}
@@ -156,11 +157,12 @@ def _is_absolute(path: str) -> bool:
     return path.startswith("/") and Path(path).exists()
 
 
-def _listed_below(root: str) -> dict[str, Stated]:
-    """What the bucket states of every object below the root."""
+def _listed(root: str, names: Iterable[str]) -> dict[str, Stated]:
+    """What the bucket states of every object in these folders below the root: photographs beside them stay unread."""
     from data_setup.gcs import list_files
 
-    return {file.location: file.stated for file in list_files(root) if file.location is not None}
+    files = [file for name in sorted(names) for file in list_files(_join(root, name))]
+    return {file.location: file.stated for file in files if file.location is not None}
 
 
 def _facts(cells: Mapping[str, str]) -> Facts:

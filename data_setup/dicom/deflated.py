@@ -32,12 +32,15 @@ def inflated(file: BinaryIO, size: int, max_bytes: int) -> tuple[BinaryIO, int]:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     plain = io.BytesIO()
     plain.write(b"\0" * _PREAMBLE + b"DICM")
-    write_file_meta_info(plain, meta, enforce_standard=False)
+    try:
+        write_file_meta_info(plain, meta, enforce_standard=False)
+    except Exception as error:  # unknown VRs, UIDs that are no texts
+        raise BadFile(Reason.INVALID_HEADER, "the file meta cannot be read", type(error).__name__) from None
     file.seek(start)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         while (step := file.read(_STEP_BYTES)) and not stream.eof:
-            while step:
+            while step and not stream.eof:  # a byte of padding may follow the end of the stream
                 plain.write(stream.decompress(step, _STEP_BYTES))
                 step = stream.unconsumed_tail
                 if plain.tell() > max_bytes + _HEADER_BYTES:

@@ -108,7 +108,8 @@ def _standard_name(found: object) -> str:
     """The standard's name of a UID; other UIDs may belong to a device or a person and stay unnamed."""
     if not found:
         return "not named"
-    return uid.UID_dictionary[found][0] if found in uid.UID_dictionary else "of a private or unknown kind"
+    known = isinstance(found, str) and found in uid.UID_dictionary
+    return uid.UID_dictionary[found][0] if known else "of a private or unknown kind"
 
 
 def _image_form(dataset: Dataset, pixels: PixelElement) -> dict[str, Any]:

@@ -61,7 +61,9 @@ def _decode(file: BinaryIO, header: Header) -> np.ndarray:
     """
     try:
         decoded = pixel_array(file, decoding_plugin=decoding_plugin(header.syntax))
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a decoder written in Rust is no Exception
         raise BadFile(Reason.DECODE_FAILED, "the decoder fails", type(error).__name__) from None
     expected: tuple[int, ...] = (header.frames, header.rows, header.columns)
     if header.samples > 1:

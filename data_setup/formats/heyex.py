@@ -17,7 +17,7 @@ from data_setup.formats.found import FoundVolume, check_held, check_shape, eye, 
 from data_setup.volume import ReadOptions, Volume
 
 _VENDOR = "Heidelberg Engineering"
-_LINE, _CIRCLE, _VOLUME, _FAST_VOLUME, _RADIAL = 1, 2, 3, 4, 5  # scan patterns; 0 is unknown
+_CIRCLE, _VOLUME, _FAST_VOLUME, _RADIAL = 2, 3, 4, 5  # scan patterns; 0 is unknown, 1 one line
 _EVEN_STEPS = 0.10  # steps between scan lines that differ by less count as even, as for DICOM
 _PARALLEL_COSINE = 0.9998  # 1.1 degrees; 24 radial scans are 7.5 degrees apart
 _SAME_LINE = 1e-6  # far below the 0.002 of the finest voxel, in mm or in degrees
@@ -203,7 +203,7 @@ def _found(
 def _verdict(lines: Sequence[tuple[float, ...]], patterns: set[int]) -> tuple[float | None, bool | None]:
     """As planes(), of start x, y, end x, y of each B-scan; the scan pattern outranks lines that look like a raster."""
     step, parallel = planes(np.array(lines, np.float64).reshape(-1, 2, 2))
-    if patterns & {_LINE, _CIRCLE, _RADIAL}:
+    if patterns & {_CIRCLE, _RADIAL}:
         return None, False
     return step, True if parallel is None and patterns and patterns <= {_VOLUME, _FAST_VOLUME} else parallel
 

