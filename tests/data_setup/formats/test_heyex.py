@@ -80,6 +80,20 @@ def test_circles_and_stars_are_no_volume_whatever_their_lines_say(
     assert read_heyex_vol(path, ANY)[0].volume.spacing_mm[0] is None  # the frame axis is no direction in space
 
 
+@pytest.mark.parametrize(("pattern", "verdict"), [(0, None), (3, True), (4, True)])
+def test_the_pattern_speaks_where_positions_are_scrubbed(
+    test_data: Path, save: Callable, pattern: int, verdict: bool | None
+) -> None:
+    data = bytearray((test_data / "oct" / "eyepy_tiny_10x40x50.vol").read_bytes())
+    struct.pack_into("<i", data, 96, pattern)
+    start = 2048 + 2500
+    for _ in range(10):
+        data[start + 16 : start + 48] = bytes(32)
+        start += struct.unpack_from("<I", data, start + 12)[0] + 4 * 40 * 50
+    assert start == len(data)
+    assert read_heyex_vol(save("scan.vol", bytes(data)), ANY)[0].volume.volumetric is verdict
+
+
 @pytest.mark.parametrize(
     ("where", "number", "reason"),
     [
