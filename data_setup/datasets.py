@@ -41,6 +41,10 @@ class Volumes(Protocol):
         """uint8 [D, H, W]; raises BadVolume."""
         ...
 
+    def name(self, index: int) -> str:
+        """By what a volume is known in logs."""
+        ...
+
     def fingerprint(self) -> str:
         """Changes when the volumes or their order change."""
         ...
@@ -69,6 +73,10 @@ class PreparedVolumes:
         if volume.shape != row.shape or volume.dtype != np.uint8:
             raise BadVolume(row.id, f"{volume.dtype} {volume.shape} instead of uint8 {row.shape}")
         return volume
+
+    def name(self, index: int) -> str:
+        """The id of a volume."""
+        return self._rows[index].id
 
     def domains(self) -> list[str]:
         """The maker of each volume's device."""
@@ -107,6 +115,10 @@ class VolumeDataset(Dataset[dict[str, Any]]):
                 order = self._order.order(key.epoch).tolist()
                 index = order[(order.index(key.index) + len(bad)) % len(order)]
         return {**self._transform(volume, key), "replaced": bad}
+
+    def name(self, index: int) -> str:
+        """Of a volume."""
+        return self._volumes.name(index)
 
     def fingerprint(self) -> str:
         """Of the volumes."""

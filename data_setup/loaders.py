@@ -105,7 +105,7 @@ class TrainBatches:
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() - since > self._settings.timeout_s:
-                    at = ", ".join(str(self._dataset.sample_of(number)) for number in range(len(processes)))
+                    at = ", ".join(self._dataset.place(number) for number in range(len(processes)))
                     raise LoaderError(
                         f"no batch for data.loader.timeout_s={self._settings.timeout_s} s; the workers are at {at}: "
                         f"does the disk still answer?"

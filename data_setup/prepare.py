@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from data_setup.errors import Reason, StopPreparing
 from data_setup.index import VOLUMES_NAME, PreparedSet, volume_path
@@ -20,6 +21,7 @@ from data_setup.isolate import IsolationLimits, Outcome, as_completed
 from data_setup.journal import Entry, Journal
 from data_setup.prepare_file import PrepareTask, Record, decoder_failure, keyed_id, prepare_file
 from data_setup.publish import FORMAT, publish
+from data_setup.resample import Fit
 from data_setup.scan_reader import ScanFormat, check_formats
 from data_setup.selection import EVERYTHING, Selection
 from data_setup.sources import DirectorySource, InputFile, InputSource, is_gcs
@@ -41,12 +43,14 @@ Progress = Callable[[int, int, int], None]
 class PrepareSettings:
     """What decides the content of a prepared set; every change makes another version of it.
 
-    image_size [D, H, W] in voxels; formats that are read; max_bytes of decoded pixels per file; timeout_s per file;
-    val_fraction of the patients validate, ranked with split_seed, where the source recommends no split. select: what
-    the source has left out already. The other three admit files that are refused by default.
+    image_size [D, H, W] in voxels, reached by resizing or by cropping; formats that are read; max_bytes of decoded
+    pixels per file; timeout_s per file; val_fraction of the patients validate, ranked with split_seed, where the
+    source recommends no split. select: what the source has left out already. The other three admit files that are
+    refused by default.
     """
 
     image_size: tuple[int, int, int]
+    fit: Fit = "resize"
     formats: tuple[ScanFormat, ...] = ("dicom",)
     any_sop_class: bool = False
     include_nonvolumetric: bool = False
@@ -62,6 +66,8 @@ class PrepareSettings:
         object.__setattr__(self, "formats", tuple(self.formats))
         if len(self.image_size) != 3 or min(self.image_size) < 1:
             raise ValueError(f"image_size must be three positive numbers [D, H, W]; found {list(self.image_size)}")
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"data.fit is {self.fit!r}; it must be resize or crop")
         if self.max_bytes < 1:
             raise ValueError(f"max_bytes is {self.max_bytes}; it must be positive, e.g. {1 << 30} (1 GiB)")
         if self.timeout_s <= 0:
@@ -204,6 +210,7 @@ def _task(file_id: str, file: InputFile, folder: Path, settings: PrepareSettings
         id=file_id,
         folder=folder / VOLUMES_NAME,
         image_size=settings.image_size,
+        fit=settings.fit,
         formats=settings.formats,
         options=settings.read_options,
         key=key,

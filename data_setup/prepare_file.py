@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_setup.errors import BadFile, Reason, StopPreparing
-from data_setup.resample import resize, to_uint8
+from data_setup.resample import Fit, crop, resize, to_uint8
 from data_setup.scan_reader import ScanFormat, promises_a_scan, read_scans
 from data_setup.sources import Stated, is_gcs
 from data_setup.volume import ReadOptions, Volume
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
     """What the child needs: where the file is and what its listing states, its id, the folder of the arrays, their
-    size [D, H, W], what to read, the key of the codes.
+    size [D, H, W] and how it is reached, what to read, the key of the codes.
     """
 
     location: str | None
@@ -34,6 +34,7 @@ class PrepareTask:
     id: str
     folder: Path
     image_size: tuple[int, int, int]
+    fit: Fit
     formats: tuple[ScanFormat, ...]
     options: ReadOptions
     key: bytes
@@ -68,7 +69,8 @@ def prepare_file(task: PrepareTask) -> list[Record]:
     records = []
     for number, scan in enumerate(found, start=1):
         volume_id = task.id if number == 1 else f"{task.id}-{number}"
-        prepared = resize(to_uint8(scan.volume.voxels, scan.volume.bits_stored), task.image_size)
+        grey = to_uint8(scan.volume.voxels, scan.volume.bits_stored)
+        prepared = crop(grey, task.image_size) if task.fit == "crop" else resize(grey, task.image_size)
         _save(task.folder / f"{volume_id}.npy", prepared)
         records.append(
             {
@@ -77,7 +79,7 @@ def prepare_file(task: PrepareTask) -> list[Record]:
                 "format": scan.format,
                 **_source(task),
                 "sha256": hashlib.sha256(prepared.data).hexdigest(),
-                **_facts(scan.volume, task.image_size),
+                **_facts(scan.volume, task.image_size, task.fit),
                 "patient": patient_code(task.key, scan.patient) or task.id,
             }
         )
@@ -143,7 +145,7 @@ def _source(task: PrepareTask) -> Record:
     return {"bytes": task.stated.bytes, "crc32c": task.stated.crc32c}
 
 
-def _facts(volume: Volume, image_size: tuple[int, int, int]) -> Record:
+def _facts(volume: Volume, image_size: tuple[int, int, int], fit: Fit) -> Record:
     """What the index says of a volume: JSON values, [D, H, W] throughout."""
     shape = volume.voxels.shape
     return {
@@ -151,7 +153,7 @@ def _facts(volume: Volume, image_size: tuple[int, int, int]) -> Record:
         "shape": list(image_size),
         "source_spacing_mm": list(volume.spacing_mm),
         "spacing_mm": [
-            None if spacing is None else spacing * old / new
+            spacing if spacing is None or fit == "crop" else spacing * old / new
             for spacing, old, new in zip(volume.spacing_mm, shape, image_size, strict=True)
         ],
         "bits": volume.bits_stored,

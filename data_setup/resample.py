@@ -4,8 +4,12 @@ Speckle is noise at the scale of single voxels: shrinking 992 rows to 384 withou
 false texture. numpy and Pillow only: MONAI's anti-aliased Resize took 7.2 s for 97x496x512, this 0.11 s.
 """
 
+from typing import Literal
+
 import numpy as np
 from PIL import Image
+
+Fit = Literal["resize", "crop"]
 
 _SLAB = 32  # B-scans held as float32 at a time: 0.5 GB less at 512x992x512
 
@@ -46,6 +50,40 @@ def resize(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         rows = np.flatnonzero(along[:, start : start + _SLAB].any(axis=1))
         total[rows] += along[rows, start : start + _SLAB] @ slab.reshape(len(slab), -1).astype(np.float32)
     return np.rint(total).clip(0, 255).astype(np.uint8).reshape(shape)
+
+
+def crop(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [D, H, W] -> uint8 `shape` at the same voxel size: cut where it is larger, zeros where it is smaller.
+
+    Across (D, W) the middle is kept; in depth the rows around the retina, the mean row weighted by brightness above
+    the median: eyes lie at any height, and the middle may be vitreous alone.
+    """
+    depth, height, width = shape
+    profile = volume.mean(axis=(0, 2))
+    bright = np.clip(profile - np.median(profile), 0, None)
+    rows = np.arange(len(profile))
+    centre = float(rows @ bright / bright.sum()) if bright.any() else (len(rows) - 1) / 2
+    out = np.zeros(shape, np.uint8)
+    cuts = [
+        _window(old, new, middle)
+        for old, new, middle in zip(
+            volume.shape,
+            (depth, height, width),
+            ((volume.shape[0] - 1) / 2, centre, (volume.shape[2] - 1) / 2),
+            strict=True,
+        )
+    ]
+    out[tuple(target for _, target in cuts)] = volume[tuple(source for source, _ in cuts)]
+    return out
+
+
+def _window(old: int, new: int, centre: float) -> tuple[slice, slice]:
+    """Where `new` places around `centre` lie in an axis of `old` places, and where they go."""
+    if old <= new:
+        first = (new - old) // 2
+        return slice(0, old), slice(first, first + old)
+    first = min(max(round(centre - (new - 1) / 2), 0), old - new)
+    return slice(first, first + new), slice(0, new)
 
 
 def _resize_bscan(bscan: np.ndarray, height: int, width: int) -> np.ndarray:

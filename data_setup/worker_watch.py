@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, get_worker_info
 
+from data_setup.datasets import VolumeDataset
 from data_setup.sampler import SampleKey
 
 _FIELDS = 3  # epoch, index, peak resident memory in kB
@@ -20,7 +21,7 @@ _FIELDS = 3  # epoch, index, peak resident memory in kB
 class WatchedDataset(Dataset[dict[str, Any]]):
     """A data set that writes down, per worker, which sample it is making."""
 
-    def __init__(self, dataset: Dataset[dict[str, Any]], num_workers: int) -> None:
+    def __init__(self, dataset: VolumeDataset, num_workers: int) -> None:
         self._dataset = dataset
         context = multiprocessing.get_context("forkserver")
         self._board = context.RawArray("q", [-1] * (_FIELDS * max(num_workers, 1)))
@@ -31,10 +32,10 @@ class WatchedDataset(Dataset[dict[str, Any]]):
             self._board[worker.id * _FIELDS : (worker.id + 1) * _FIELDS] = [key.epoch, key.index, peak]
         return self._dataset[key]
 
-    def sample_of(self, worker: int) -> SampleKey | None:
-        """What a worker was making last."""
+    def place(self, worker: int) -> str:
+        """What a worker was making last: `volume 3fa2... in epoch 4`."""
         epoch, index, _ = self._board[worker * _FIELDS : (worker + 1) * _FIELDS]
-        return SampleKey(epoch, index) if index >= 0 else None
+        return f"volume {self._dataset.name(index)} in epoch {epoch}" if index >= 0 else "its start"
 
     def peak_bytes(self, worker: int) -> int:
         """The most memory that a worker had had when it began its last sample."""
@@ -49,8 +50,8 @@ def describe_deaths(processes: Sequence[Any], watched: WatchedDataset) -> str:
         code = process.exitcode
         if code is None or code == 0:
             continue
-        key = watched.sample_of(number)
-        where = f"sample {key.index} of epoch {key.epoch}" if key else "its start"
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        lines.append(f"pid {process.pid} by {how} at {where}, peak memory {watched.peak_bytes(number) / 2**20:.0f} MiB")
+        lines.append(
+            f"pid {process.pid} by {how} at {watched.place(number)}, peak memory {watched.peak_bytes(number) / 2**20:.0f} MiB"
+        )
     return "; ".join(lines)

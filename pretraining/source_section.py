@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_setup.phantom import PhantomSettings
 from data_setup.prepare import PrepareSettings
+from data_setup.resample import Fit
 from data_setup.scan_reader import ScanFormat
 from data_setup.selection import EVERYTHING, Selection
 from data_setup.sources import DirectorySource, InputSource, PhantomSource, SourceKind, is_gcs
@@ -25,7 +26,7 @@ _ROOTS = {
 class SourceSection:
     """source and root say where the files are, select which of them count, the others how they are read.
 
-    max_file_bytes: of decoded pixels; timeout_s: per file. val_fraction of the patients validate where the source
+    fit: `resize` to the working size, or `crop` to it around the retina at the scan's own voxel size. max_file_bytes: of decoded pixels; timeout_s: per file. val_fraction of the patients validate where the source
     recommends no split.
     """
 
@@ -33,6 +34,7 @@ class SourceSection:
     root: str | None = None
     select: Selection = field(default_factory=Selection)
     formats: tuple[ScanFormat, ...] = ("dicom",)
+    fit: Fit = "resize"
     any_sop_class: bool = False
     include_nonvolumetric: bool = False
     allow_burned_in: bool = False
@@ -57,6 +59,7 @@ class SourceSection:
         """What decides the content of the prepared set."""
         return PrepareSettings(
             image_size=image_size,
+            fit=self.fit,
             formats=self.formats,
             any_sop_class=self.any_sop_class,
             include_nonvolumetric=self.include_nonvolumetric,

@@ -35,6 +35,9 @@ class Volumes:
             raise BadVolume(f"id-{index}", "FileNotFoundError")
         return np.full(GRID.image_size, index, np.uint8)
 
+    def name(self, index: int) -> str:
+        return f"id-{index}"
+
     def fingerprint(self) -> str:
         return str(self.count)
 
@@ -153,9 +156,11 @@ def test_a_worker_that_is_killed_is_named_and_replaced_and_no_sample_is_lost(
     batches = loader(Volumes(12), transform=Deadly(tmp_path / "marker"), num_workers=2)
     assert numbers(batches) == Shuffled(12, seed=1).order(0).tolist()
     assert batches.num_restarts == 1
-    assert "by signal SIGKILL at sample 5 of epoch 0, peak memory" in caplog.text
+    assert "by signal SIGKILL at volume id-5 in epoch 0, peak memory" in caplog.text
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_remedy():
-    with pytest.raises(LoaderError, match=r"SIGKILL at sample 5 .* more often than .*lower data\.loader\.num_workers"):
+    with pytest.raises(
+        LoaderError, match=r"SIGKILL at volume id-5 in epoch 0.* more often than .*lower data\.loader\.num_workers"
+    ):
         numbers(loader(Volumes(12), transform=Deadly(None), num_workers=1, max_restarts=1))

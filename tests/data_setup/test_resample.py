@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_setup.resample import resize, to_uint8, triangle_weights
+from data_setup.resample import crop, resize, to_uint8, triangle_weights
 
 
 def slow_resize_axis(volume: np.ndarray, new: int, axis: int) -> np.ndarray:
@@ -77,3 +77,28 @@ def test_weights_sum_to_one_and_cover_every_bscan() -> None:
 def test_grey_is_scaled_by_the_bits_stored(dtype: type, bits: int, stored: list[int], grey: list[int]) -> None:
     voxels = np.array(stored, dtype=dtype).reshape(1, 1, -1)
     assert to_uint8(voxels, bits).ravel().tolist() == grey
+
+
+def test_a_crop_keeps_the_middle_across_and_the_retina_in_depth() -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 20, (6, 100, 40), dtype=np.uint8)
+    volume[:, 70:76] += 200  # a bright layer far below the middle
+    cut = crop(volume, (4, 32, 20))
+    np.testing.assert_array_equal(cut, volume[1:5, 57:89, 10:30])
+
+
+def test_a_crop_of_something_smaller_puts_zeros_around_it() -> None:
+    volume = np.full((2, 5, 3), 9, np.uint8)
+    cut = crop(volume, (4, 5, 8))
+    assert cut.shape == (4, 5, 8)
+    np.testing.assert_array_equal(cut[1:3, :, 2:5], volume)
+    assert cut.sum() == volume.sum()
+
+
+@pytest.mark.parametrize("row", [0, 99])
+def test_a_crop_never_leaves_the_scan(row: int) -> None:
+    volume = np.zeros((1, 100, 8), np.uint8)
+    volume[:, row] = 255
+    cut = crop(volume, (1, 32, 8))
+    assert cut.max() == 255
+    np.testing.assert_array_equal(cut, volume[:, :32] if row == 0 else volume[:, 68:])
