@@ -58,21 +58,13 @@ def crop(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     Across (D, W) the middle is kept; in depth the rows around the retina, the mean row weighted by brightness above
     the median: eyes lie at any height, and the middle may be vitreous alone.
     """
-    depth, height, width = shape
     profile = volume.mean(axis=(0, 2))
     bright = np.clip(profile - np.median(profile), 0, None)
     rows = np.arange(len(profile))
     centre = float(rows @ bright / bright.sum()) if bright.any() else (len(rows) - 1) / 2
     out = np.zeros(shape, np.uint8)
-    cuts = [
-        _window(old, new, middle)
-        for old, new, middle in zip(
-            volume.shape,
-            (depth, height, width),
-            ((volume.shape[0] - 1) / 2, centre, (volume.shape[2] - 1) / 2),
-            strict=True,
-        )
-    ]
+    middles = ((len(volume) - 1) / 2, centre, (volume.shape[2] - 1) / 2)
+    cuts = [_window(*axis) for axis in zip(volume.shape, shape, middles, strict=True)]
     out[tuple(target for _, target in cuts)] = volume[tuple(source for source, _ in cuts)]
     return out
 

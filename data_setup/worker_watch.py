@@ -51,7 +51,6 @@ def describe_deaths(processes: Sequence[Any], watched: WatchedDataset) -> str:
         if code is None or code == 0:
             continue
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        lines.append(
-            f"pid {process.pid} by {how} at {watched.place(number)}, peak memory {watched.peak_bytes(number) / 2**20:.0f} MiB"
-        )
+        peak = watched.peak_bytes(number) / 2**20
+        lines.append(f"pid {process.pid} by {how} at {watched.place(number)}, peak memory {peak:.0f} MiB")
     return "; ".join(lines)

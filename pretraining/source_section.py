@@ -26,8 +26,8 @@ _ROOTS = {
 class SourceSection:
     """source and root say where the files are, select which of them count, the others how they are read.
 
-    fit: `resize` to the working size, or `crop` to it around the retina at the scan's own voxel size. max_file_bytes: of decoded pixels; timeout_s: per file. val_fraction of the patients validate where the source
-    recommends no split.
+    fit: `resize` to the working size, or `crop` to it around the retina at the scan's own voxel size. max_file_bytes:
+    of decoded pixels; timeout_s: per file. val_fraction of the patients validate where the source recommends no split.
     """
 
     source: SourceKind = "phantom"

@@ -127,7 +127,7 @@ def test_a_volume_found_bad_late_gives_its_place_to_the_next_of_the_same_order(c
 
 
 def test_many_bad_volumes_end_the_run_with_their_number():
-    with pytest.raises(LoaderError, match=r"1[12] of 2\d samples .* max_replaced_fraction=0\.01"):
+    with pytest.raises(LoaderError, match=r"1[12] of 2\d samples .*max_replaced_fraction=0\.01"):
         numbers(loader(Volumes(12, bad=(0, 2, 4, 6, 8)), num_steps=60))
 
 

@@ -33,7 +33,10 @@ def test_every_choice_must_match(choice: dict, known: dict, taken: bool) -> None
     assert Selection(**choice).takes(facts(**known)) is taken
 
 
-@pytest.mark.parametrize(("person", "taken"), [("1001", True), ("1100", True), ("1101", False), ("4001", True), ("x", False), (None, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("person", "taken"),
+    [("1001", True), ("1100", True), ("1101", False), ("4001", True), ("x", False), (None, False)],
+)
 def test_participants_are_numbers_and_ranges(person: str | None, taken: bool) -> None:
     assert Selection(participants="1001-1100, 4001").takes_person(person) is taken
     assert EVERYTHING.takes_person(person)
