@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from data_setup.errors import REMEDY, Reason
+from data_setup.errors import MEANING, REMEDY, Reason
 from data_setup.index import IndexRow, PreparedSet
 from data_setup.report_findings import (
     NEAR_DISTANCE,
@@ -42,31 +42,6 @@ _PICTURE_WIDTH, _ASPECTS = 480, (0.8, 4.0)  # pixels; width : height that a dama
 
 _LATERALITY = {"R": "right eye (R, OD)", "L": "left eye (L, OS)", None: "not stated"}
 _VOLUMETRIC = {True: "parallel B-scans", False: "radial, circular or single", None: "file does not say"}
-
-_MEANING: dict[Reason, str] = {
-    Reason.MISSING_FILE: "The file is listed but could not be opened.",
-    Reason.TRANSFER_MISMATCH: "What arrived differs in size or checksum from what the source lists.",
-    Reason.EMPTY_FILE: "The file has no content.",
-    Reason.NOT_DICOM: "The content is not DICOM.",
-    Reason.HEADER_TRUNCATED: "The file ends in the middle of its header.",
-    Reason.INVALID_HEADER: "The header contradicts itself or cannot be read.",
-    Reason.UNSUPPORTED_SOP_CLASS: "A DICOM file, but of another kind than OCT.",
-    Reason.UNSUPPORTED_TRANSFER_SYNTAX: "The pixels are compressed in a way that is not read.",
-    Reason.CONCATENATION_PART: "One part of a scan that was split over several files.",
-    Reason.BURNED_IN_ANNOTATION: "The file says that text is drawn into its pixels; it may name a person.",
-    Reason.NO_PIXEL_DATA: "A DICOM file without an image.",
-    Reason.COLOUR_IMAGE: "A colour picture, no grey OCT.",
-    Reason.UNSUPPORTED_PIXEL_FORMAT: "Pixels of a number format that OCT does not use.",
-    Reason.TOO_LARGE: "The header promises more pixels than the limit allows.",
-    Reason.PIXEL_DATA_EMPTY: "There is a place for the image, and nothing in it.",
-    Reason.PIXEL_DATA_TRUNCATED: "The file ends in the middle of the image.",
-    Reason.FRAME_COUNT_MISMATCH: "More or fewer B-scans than the header says.",
-    Reason.SHAPE_MISMATCH: "The image has another size than the header says.",
-    Reason.DECODE_FAILED: "The compressed image is damaged, or its decoder failed.",
-    Reason.CONSTANT_IMAGE: "Every pixel has the same value.",
-    Reason.MOSTLY_BLANK: "More than half of the B-scans are blank.",
-    Reason.NOT_VOLUMETRIC: "The B-scans are not parallel planes, so they form no volume.",
-}
 
 
 class Bar(NamedTuple):
@@ -170,7 +145,7 @@ def _reasons(rows: Sequence[IndexRow]) -> list[dict[str, Any]]:
     for bar in _tally([row.reason or "" for row in refused], most=len(Reason)):
         same = [row for row in refused if row.reason == bar.label]
         known = Reason(bar.label) if bar.label in set(Reason) else None  # an index may be newer than this program
-        meaning, remedy = (_MEANING[known], REMEDY[known]) if known else (same[0].message or "", "")
+        meaning, remedy = (MEANING[known], REMEDY[known]) if known else (same[0].message or "", "")
         table.append({"bar": bar, "meaning": meaning, "remedy": remedy, "ids": [row.id for row in same[:3]]})
     return table
 

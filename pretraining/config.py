@@ -16,6 +16,7 @@ from data_setup.prepare import PrepareSettings
 from oct_foundation.geometry import PatchGrid
 from oct_foundation.models.vjepa3d import VJEPA3DConfig
 from oct_foundation.tracking.wandb import WandbSettings
+from pretraining.config_file import ConfigError, load_settings, to_yaml
 from pretraining.sections import (
     BatchSection,
     CheckpointSection,
@@ -25,7 +26,6 @@ from pretraining.sections import (
     TrainSection,
     check_range,
 )
-from pretraining.settings_file import ConfigError, load_settings, to_yaml
 
 __all__ = ["ConfigError", "RunConfig", "load_config"]
 

@@ -22,7 +22,7 @@ from data_setup.errors import StopPreparing
 from data_setup.index import PreparedSet
 from data_setup.prepare import Progress, prepare
 from data_setup.sources import is_gcs
-from pretraining.settings_file import ConfigError, load_settings
+from pretraining.config_file import ConfigError, load_settings
 from pretraining.source_section import SourceSection, guess_source
 
 log = logging.getLogger("octfm")

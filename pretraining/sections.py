@@ -13,7 +13,7 @@ from oct_foundation.checkpoints.retention import CheckpointSettings
 from oct_foundation.optim.schedules import Schedule, Schedules, ScheduleShape
 from oct_foundation.runtime.base import Precision
 from oct_foundation.runtime.select import DeviceChoice
-from pretraining.settings_file import ConfigError
+from pretraining.config_file import ConfigError
 from pretraining.source_section import SourceSection
 
 

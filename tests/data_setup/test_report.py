@@ -161,7 +161,7 @@ def test_refusals_are_counted_explained_and_given_a_remedy(page: Page) -> None:
 
 
 def test_every_reason_has_a_meaning() -> None:
-    assert set(report._MEANING) == set(Reason)
+    assert set(MEANING) == set(Reason)
 
 
 def test_a_reason_of_a_newer_program_is_shown_with_its_message(prepared_of: Write, tmp_path: Path) -> None:
