@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.signal import fftconvolve
 
 from data_setup import report
-from data_setup.errors import REMEDY, BadFile, Reason
+from data_setup.errors import MEANING, REMEDY, BadFile, Reason
 from data_setup.index import IndexRow, PreparedSet
 from data_setup.phantom_anatomy import random_anatomy, render
 from data_setup.report import write_report
