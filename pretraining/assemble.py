@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_setup.index import PreparedSet
+from oct_foundation.checkpoints.gcs import GcsStore
 from oct_foundation.checkpoints.local import LocalStore
 from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, parse_ckpt_dir
 from oct_foundation.checkpoints.manager import CheckpointManager
+from oct_foundation.checkpoints.store import CheckpointStore, StoreError
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
@@ -94,22 +96,20 @@ def build_state(config: RunConfig, task: Task, runtime: Runtime) -> TrainState:
 def open_checkpoints(job: Job) -> CheckpointManager | None:
     """The manager of the run's checkpoints, probed; None, with one log line, where they are switched off."""
     settings = job.config.checkpoint
+    store: CheckpointStore
     match parse_ckpt_dir(settings.ckpt_dir):
         case Disabled() as disabled:
             log.warning("checkpoints are off: %s", disabled.reason)
             return None
         case GcsUri() as uri:
-            raise ConfigError(
-                f"checkpoint.ckpt_dir={uri}: this version writes checkpoints to local disk only; give a path, and copy "
-                f"the folder to the bucket afterwards"
-            )
+            store = GcsStore(uri)
         case LocalPath() as local:
             store = LocalStore(local.path)
-            try:
-                store.probe()
-            except OSError as error:
-                raise ConfigError(f"checkpoint.ckpt_dir={local.path} cannot be used: {error}") from error
-            return CheckpointManager(store, settings, run_id=job.folder.run_id)
+    try:
+        store.probe()
+    except (OSError, StoreError) as error:
+        raise ConfigError(f"checkpoint.ckpt_dir={store} cannot be used: {error}") from error
+    return CheckpointManager(store, settings, run_id=job.folder.run_id)
 
 
 def resume(run: Run, checkpoints: CheckpointManager) -> None:

@@ -13,22 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from oct_foundation.checkpoints.store import (
-    Conflict,
-    Denied,
-    Full,
-    NotFound,
-    ObjectInfo,
-    StoreError,
-    Unavailable,
-    check_key,
-)
+from oct_foundation.checkpoints.os_errors import as_store_error
+from oct_foundation.checkpoints.store import Conflict, ObjectInfo, Unavailable, check_key
 
-# EFBIG: RLIMIT_FSIZE or the file system's largest file; for a checkpoint the same trouble as a full disk.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-# ENOTDIR: a part of the path is a file.
-_NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 # File systems without hard links (exFAT, several FUSE mounts) answer link() with one of these.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 # Some mounts refuse fsync of a folder: they have nothing to flush there.
@@ -48,7 +35,7 @@ class LocalStore:
     def put(self, key: str, write: Callable[[BinaryIO], None]) -> None:
         """Streams a new file; see CheckpointStore.put."""
         target = self._path(key)
-        with _as_store_error("write", target):
+        with as_store_error("write", target):
             if target.exists():
                 raise Conflict(f"{target} exists already: data is never written twice")
             with self._temporary(target, write) as temporary:
@@ -61,7 +48,7 @@ class LocalStore:
         """A new small file, or the same one once more; see CheckpointStore.commit."""
         target = self._path(key)
         with (
-            _as_store_error("commit", target),
+            as_store_error("commit", target),
             self._temporary(target, lambda file: _write_all(file, data)) as temporary,
         ):
             try:
@@ -74,7 +61,7 @@ class LocalStore:
         """A small file in place of the old one; see CheckpointStore.replace."""
         target = self._path(key)
         with (
-            _as_store_error("replace", target),
+            as_store_error("replace", target),
             self._temporary(target, lambda file: _write_all(file, data)) as temporary,
         ):
             os.replace(temporary, target)
@@ -83,19 +70,19 @@ class LocalStore:
     def open(self, key: str) -> BinaryIO:
         """The file, opened for reading."""
         target = self._path(key)
-        with _as_store_error("open", target):
+        with as_store_error("open", target):
             return target.open("rb")
 
     def get_bytes(self, key: str) -> bytes:
         """The file's content."""
         target = self._path(key)
-        with _as_store_error("read", target):
+        with as_store_error("read", target):
             return target.read_bytes()
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """Every file below the root whose key begins with `prefix`, by key; temporary ones are no objects."""
         found = []
-        with _as_store_error("list", self.root):
+        with as_store_error("list", self.root):
             for path in self._files():
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not path.name.startswith("."):
@@ -107,7 +94,7 @@ class LocalStore:
     def delete(self, key: str) -> None:
         """Removes the file, and its folder when that is empty then: a bucket has no empty folders either."""
         target = self._path(key)
-        with _as_store_error("delete", target):
+        with as_store_error("delete", target):
             with suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
             if target.parent != self.root:
@@ -130,7 +117,7 @@ class LocalStore:
         A kill before or while the data is written leaves a folder with nothing, or only a temporary file, in it.
         """
         latest = time.time() - older_than_s
-        with _as_store_error("sweep", self.root), suppress(FileNotFoundError):  # something that goes by itself
+        with as_store_error("sweep", self.root), suppress(FileNotFoundError):  # something that goes by itself
             for path in self._files():
                 if path.name.startswith(".") and path.name.endswith(".tmp") and path.stat().st_mtime <= latest:
                     path.unlink()
@@ -203,24 +190,3 @@ def _fsync_folder(folder: Path) -> None:
 def _unless_absent(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
-
-
-@contextmanager
-def _as_store_error(action: str, path: Path) -> Iterator[None]:
-    """An OSError of the body comes out as the StoreError that it means, with action, path and cause."""
-    try:
-        yield
-    except OSError as error:
-        raise _meaning(error)(f"cannot {action} {path}: {error.strerror or error}") from error
-
-
-def _meaning(error: OSError) -> type[StoreError]:
-    match error.errno:
-        case number if number in _FULL:
-            return Full
-        case number if number in _DENIED:
-            return Denied
-        case number if number in _NOT_FOUND:
-            return NotFound
-        case _:
-            return Unavailable

@@ -2,6 +2,7 @@
 
 import io
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,32 @@ from typing import BinaryIO
 
 import pytest
 
+from oct_foundation.checkpoints.gcs import GcsStore
 from oct_foundation.checkpoints.local import LocalStore
+from oct_foundation.checkpoints.location import GcsUri
 from oct_foundation.checkpoints.store import CheckpointStore, Conflict, Full, NotFound
+from tests.faults.gcs_emulator import GcsEmulator, gcs
+
+__all__ = ["gcs"]
 
 KEY = "step-00000001-a/state.pt"
 
 
-@pytest.fixture(params=["local"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], CheckpointStore]:
+@pytest.fixture(params=["local", "gcs"])
+def make_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], CheckpointStore]:
     """Opens the same place anew, as the next process would."""
     match request.param:
         case "local":
             return lambda: LocalStore(tmp_path / "runs" / "one")
+        case "gcs":
+            emulator: GcsEmulator = request.getfixturevalue("gcs")
+            for name, value in emulator.environment.items():
+                monkeypatch.setenv(name, value)
+            emulator.proxy.inject()
+            bucket = emulator.create_bucket(f"contract-{secrets.token_hex(6)}")
+            return lambda: GcsStore(GcsUri(bucket=bucket, prefix="runs/one"))
     raise AssertionError(request.param)
 
 

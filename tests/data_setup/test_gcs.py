@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import data_setup.gcs
 from data_setup.errors import BadFile, Reason, StopPreparing
 from data_setup.gcs import crc32c, download, fetch, list_files, mirror
 from data_setup.index import PreparedSet
+from data_setup.phantom import PhantomSettings, write_phantoms
 from data_setup.prepare import PrepareSettings, prepare
 from data_setup.sources import DirectorySource
 from data_setup.tables import ManifestSource
@@ -21,6 +24,7 @@ from tests.faults.gcs_emulator import GcsEmulator, gcs
 
 __all__ = ["gcs"]
 
+PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = PrepareSettings(image_size=(4, 16, 16), val_fraction=0.3)
 Write = Callable[..., Path]
 
@@ -216,3 +220,27 @@ def test_crc32c_is_that_of_the_check_string() -> None:
     assert crc32c(bytes(32)) == "ipE2qg=="
     assert crc32c(b"123456789") == "4waSgw=="
     assert json.dumps(crc32c(b"")) == '"AAAAAA=="'
+
+
+def test_the_command_prepares_from_a_bucket_into_a_bucket_and_a_run_trains_from_there(
+    gcs: GcsEmulator, bucket: str, tmp_path: Path
+) -> None:
+    """Also that a second call copies nothing, and that the bucket never gets the key of the ids."""
+    for path in write_phantoms(tmp_path / "dicom", PhantomSettings(num_volumes=5, scale=0.3)):
+        gcs.put(bucket, f"scans/{path.name}", path.read_bytes())
+    environment = {**os.environ, **gcs.environment, "OMP_NUM_THREADS": "1"}
+
+    def octfm(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pretraining.cli", *arguments]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    size, out = "model.image_size=[4,32,32]", f"gs://{bucket}/set"
+    prepare_it = ("prepare", f"gs://{bucket}/scans", "--out", out, "--work", str(tmp_path / "work"), size)
+    assert "5 volumes of 5 files" in octfm(*prepare_it)
+    assert "0 were not there yet" in octfm(*prepare_it)
+    assert not [name for name in gcs.names(bucket, "set/") if "key" in name or "journal" in name]
+    run = ("train", "configs/smoke_test.yaml", "--device", "cpu", "max_steps=3", "wandb.mode=disabled")
+    data = ("data.source=prepared", f"data.root={out}", f"data.cache_dir={tmp_path / 'cache'}", size)
+    assert "step 3/3" in octfm(*run, *data, f"output_dir={tmp_path / 'run'}")
