@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,11 @@ def header(template: Dataset, syntax: UID, shape: tuple[int, int, int]) -> Datas
 
 def against_monai(folder: Path, rounds: int, figures: dict[str, Any], ratios: dict[str, float]) -> None:
     """Part b. A sample is two augmented views and a mask; MONAI gets its own transforms with our probabilities."""
-    from monai.data import PersistentDataset
+    from monai.data import PersistentDataset, set_track_meta
 
+    set_track_meta(False)  # with it, PersistentDataset cannot read back what it has cached, and computes it anew
+    warnings.simplefilter("error", UserWarning)  # ... with a warning
+    warnings.filterwarnings("ignore", message=".*(nvImageCodec|NvImgCodec|ImageOrientationPatient).*")
     source = folder / "dicom"
     for number in range(4):
         target = write_scan(source / str(number) / "0.dcm", JPEGLSLossless, (97, 496, 512))

@@ -16,12 +16,12 @@ from monai.transforms import (
     MapTransform,
     RandAdjustContrast,
     RandAffine,
-    RandGaussianSmooth,
     Randomizable,
     RandScaleIntensity,
     RandShiftIntensity,
     Transform,
 )
+from scipy.ndimage import gaussian_filter
 
 from data_setup.collate import plain_tensor
 from data_setup.masking import MaskGenerator
@@ -115,7 +115,7 @@ class _Intensity(Randomizable):
 
     def __init__(self, settings: ViewSettings) -> None:
         self._settings = settings
-        prob, blur = settings.intensity_prob, (0.0, settings.max_blur)
+        prob = settings.intensity_prob
         self._curve = Compose(
             [
                 RandScaleIntensity(factors=settings.max_gain, prob=prob),
@@ -123,35 +123,45 @@ class _Intensity(Randomizable):
                 RandAdjustContrast(prob=prob, gamma=(1 / settings.max_gamma, settings.max_gamma)),
             ]
         )
-        self._blur = RandGaussianSmooth(prob=1.0, sigma_x=blur, sigma_y=blur)
-        self._blurs, self._noise_std, self._noise_seed = False, 0.0, 0
+        self._blur: tuple[float, float] | None = None
+        self._noise_std, self._noise_seed = 0.0, 0
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> "_Intensity":
         """Decides the curve, the blur and the noise."""
         super().set_random_state(seed, state)
-        self._blurs = bool(self.R.random() < self._settings.blur_prob)
-        noisy = bool(self.R.random() < self._settings.noise_prob)
-        self._noise_std = float(self.R.uniform(0, self._settings.max_noise)) if noisy else 0.0
+        settings = self._settings
+        blurs, noisy = self.R.random() < settings.blur_prob, self.R.random() < settings.noise_prob
+        self._blur = (self.R.uniform(0, settings.max_blur), self.R.uniform(0, settings.max_blur)) if blurs else None
+        self._noise_std = float(self.R.uniform(0, settings.max_noise)) if noisy else 0.0
         self._noise_seed = int(self.R.randint(2**31))
-        for part in (self._curve, self._blur):
-            part.set_random_state(seed=int(self.R.randint(2**31)))
+        self._curve.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
     def __call__(self, bscans: torch.Tensor) -> torch.Tensor:
         """Gain, brightness and gamma act on each grey level alone: the curve of 256 levels costs 20 us, a look-up of
-        9.4 million voxels 12 ms, the same on floats 160 ms.
+        9.4 million voxels 15 ms, the same on floats 160 ms.
         """
         levels = _to_uint8(self._curve(torch.arange(256, dtype=torch.float32)[None] / 255))[0]
-        view = torch.from_numpy(levels.numpy()[bscans.numpy()])
-        if not self._blurs and not self._noise_std:
-            return view
-        grey = _to_grey(view)
-        if self._blurs:
-            grey = self._blur(grey)
+        view = levels.numpy()[bscans.numpy()]
+        if self._blur is not None:
+            view = _blurred(view, self._blur)
         if self._noise_std:
-            generator = torch.Generator().manual_seed(self._noise_seed)
-            grey = grey + torch.empty_like(grey).normal_(0.0, self._noise_std, generator=generator)
-        return _to_uint8(grey)
+            view = _noisy(view, self._noise_std * 255, np.random.default_rng(self._noise_seed))
+        return torch.from_numpy(view)
+
+
+def _blurred(bscans: np.ndarray, sigma: tuple[float, float]) -> np.ndarray:
+    """Gaussian of `sigma` voxels along H and W, within each B-scan. SciPy takes 68 ms where MONAI takes 243."""
+    return np.rint(gaussian_filter(bscans, (0, *sigma), truncate=3.0, output=np.float32)).astype(np.uint8)
+
+
+def _noisy(bscans: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Adds Gaussian noise of `std` grey levels: each voxel draws one of 65,536 normal values, in half of the time that
+    normal values of its own would take.
+    """
+    draws = np.rint(rng.normal(0.0, std, 1 << 16)).astype(np.int16)
+    noise = draws[np.frombuffer(rng.bytes(2 * bscans.size), np.uint16)].reshape(bscans.shape)
+    return np.clip(noise + bscans, 0, 255, out=noise).astype(np.uint8)
 
 
 def _to_grey(bscans: torch.Tensor) -> torch.Tensor:
