@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shapes = commands.add_parser("shapes", help="run every stage once and print its shapes", add_help=False)
     preparing = commands.add_parser("prepare", help="scans -> a verified set: SOURCE --out DIR", add_help=False)
     data = commands.add_parser("data", help="look at a prepared set: report, summary, locate", add_help=False)
-    for command in (train, shapes, preparing, data):
+    saved = commands.add_parser("checkpoints", help="list, verify, export, prune: what a run has saved", add_help=False)
+    for command in (train, shapes, preparing, data, saved):
         command.add_argument("rest", nargs=argparse.REMAINDER)
     arguments, unknown = parser.parse_known_args(argv)
     rest = [*unknown, *arguments.rest]
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.shapes import main as run
         case "prepare":
             from pretraining.prepare import main as run
+        case "checkpoints":
+            from pretraining.checkpoint_commands import main as run
         case "data":
             from pretraining.data_commands import main as run
     return run(rest)

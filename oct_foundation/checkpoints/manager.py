@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from oct_foundation.checkpoints.host_state import FileDigest, check_on_host, read_state, verify, write_state
 from oct_foundation.checkpoints.manifest import (
@@ -52,6 +52,14 @@ class _Folder:
 
     def has(self, file: str) -> bool:
         return any(info.key == self.name.key(file) for info in self.objects)
+
+
+class Surveyed(NamedTuple):
+    """A committed checkpoint, its manifest where that can be read, and what is wrong with it, "" if nothing is."""
+
+    name: CheckpointName
+    manifest: Manifest | None
+    trouble: str
 
 
 def new_attempt() -> str:
@@ -135,6 +143,22 @@ class CheckpointManager:
         if found is not None:
             self._protected.add(found[1].name)
             self.run_id = found[1].run
+        return found
+
+    def survey(self, *, verify: bool) -> list[Surveyed]:
+        """Every committed checkpoint, oldest first, with what is wrong with it; nothing is changed.
+
+        verify: reads all data and compares it with the manifests; else manifests only.
+        """
+        examine = self._verified if verify else self._manifest
+        found = []
+        for folder in self._committed():
+            manifest, trouble = None, "in quarantine" if folder.has(QUARANTINE_FILE) else ""
+            try:
+                manifest = examine(folder.name)
+            except (Corrupt, NotFound) as error:
+                trouble = str(error)
+            found.append(Surveyed(folder.name, manifest, trouble))
         return found
 
     def prune(self) -> None:

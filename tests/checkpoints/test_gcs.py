@@ -134,9 +134,7 @@ def test_a_bucket_that_does_not_exist_is_not_found(gcs: GcsEmulator, store: GcsS
             call()
 
 
-def test_a_save_through_trouble_is_restored_and_a_failed_one_leaves_the_last(
-    gcs: GcsEmulator, store: GcsStore
-) -> None:
+def test_a_save_through_trouble_is_restored_and_a_failed_one_leaves_the_last(gcs: GcsEmulator, store: GcsStore) -> None:
     manager = CheckpointManager(store, CheckpointSettings(keep_last=2), run_id="r")
     weights = {"model": {"w": torch.arange(1000.0)}}
     gcs.proxy.inject(

@@ -1,0 +1,113 @@
+"""`octfm checkpoints list|verify|export|prune RUN`: what a run saved, whether it is whole, its encoder as a file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from oct_foundation.checkpoints.export import export
+from oct_foundation.checkpoints.gcs import GcsStore
+from oct_foundation.checkpoints.local import LocalStore
+from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, parse_ckpt_dir
+from oct_foundation.checkpoints.manager import CheckpointManager, Surveyed
+from oct_foundation.checkpoints.retention import CheckpointSettings, best_of
+from oct_foundation.checkpoints.store import CheckpointStore, StoreError
+
+EXIT_TROUBLE, EXIT_CONFIG = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one action; 0 done, 1 something is not intact, 2 a wrong call."""
+    arguments = _parser().parse_args(argv)
+    settings = CheckpointSettings(
+        keep_last=getattr(arguments, "keep_last", 1), best_metric=arguments.metric, best_mode=arguments.mode
+    )
+    try:
+        store = open_store(arguments.run)
+        manager = CheckpointManager(store, settings, run_id="")
+        match arguments.action:
+            case "list":
+                return _print(manager.survey(verify=False), settings)
+            case "verify":
+                return _print(manager.survey(verify=True), settings)
+            case "export":
+                return _export(manager, arguments, settings)
+            case "prune":
+                manager.latest_intact()  # protects the newest that verifies, and finds the damaged ones first
+                manager.prune()
+                return _print(manager.survey(verify=False), settings)
+    except (ValueError, StoreError, OSError) as error:
+        print(f"octfm: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="octfm checkpoints", description="Look after the checkpoints of a run.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("list", "steps, times, metrics and sizes; reads manifests only"),
+        ("verify", "read everything and compare sizes and sha256"),
+        ("export", "best_checkpoint.pt, and the EMA encoder as safetensors with its configuration"),
+        ("prune", "delete all but the last ones and the best"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("run", help="run folder, folder of checkpoints, or gs://bucket/prefix")
+        action.add_argument("--metric", default="val/loss", help="what the best one is chosen by (default: val/loss)")
+        action.add_argument("--mode", choices=("min", "max"), default="min", help="which way is better")
+        if name == "export":
+            action.add_argument("--step", type=int, help="this step instead of the best one")
+            action.add_argument("--to", type=Path, help="folder (default: RUN/export, for a bucket ./export)")
+        if name == "prune":
+            action.add_argument("--keep-last", type=int, default=3, help="how many of the newest stay (default: 3)")
+    return parser
+
+
+def open_store(run: str) -> CheckpointStore:
+    """The store of a run folder, of a folder of checkpoints, or of a bucket; raises ValueError where there is none."""
+    match parse_ckpt_dir(run):
+        case GcsUri() as uri:
+            return GcsStore(uri)
+        case LocalPath(path=path):
+            inside = path / "checkpoints"
+            if not path.is_dir():
+                raise ValueError(f"{path} is no folder; give a run folder, or gs://bucket/prefix")
+            return LocalStore(inside if inside.is_dir() else path)
+        case Disabled():
+            raise ValueError(f"{run!r} names no run; give a run folder, or gs://bucket/prefix")
+
+
+def _print(found: list[Surveyed], settings: CheckpointSettings) -> int:
+    """A line per checkpoint; 1 where one is not intact."""
+    if not found:
+        print("no checkpoint")
+        return 0
+    best = best_of([one.manifest for one in found if one.manifest and not one.trouble], settings)
+    for name, manifest, trouble in found:
+        if manifest is None:
+            print(f"step {name.step:>8}  {name.attempt}  NOT INTACT: {trouble}")
+            continue
+        size = sum(digest.size for digest in manifest.files.values()) / 1e6
+        value = manifest.metrics.get(settings.best_metric)
+        metric = f"{settings.best_metric} {value:.4g}" if value is not None else f"no {settings.best_metric}"
+        mark = "  best" if best is not None and best.name == name else ""
+        bad = f"  NOT INTACT: {trouble}" if trouble else ""
+        print(f"step {name.step:>8}  {manifest.time_utc}  {metric}  {size:.1f} MB{mark}{bad}")
+    return EXIT_TROUBLE if any(one.trouble for one in found) else 0
+
+
+def _export(manager: CheckpointManager, arguments: argparse.Namespace, settings: CheckpointSettings) -> int:
+    step = arguments.step
+    if step is None:
+        manifests = [one.manifest for one in manager.survey(verify=False) if one.manifest and not one.trouble]
+        best = best_of(manifests, settings)
+        step = best.step if best else None
+    found = manager.restore(step)
+    if found is None:
+        raise ValueError(f"{manager.store} holds no checkpoint")
+    state, manifest = found
+    local = Path(arguments.run)
+    files = export(state, manifest, arguments.to or (local / "export" if local.is_dir() else Path("export")))
+    for path in files:
+        print(path)
+    return 0
