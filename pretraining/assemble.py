@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_setup.index import PreparedSet
+from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.gcs import GcsStore
 from oct_foundation.checkpoints.local import LocalStore
 from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, parse_ckpt_dir
@@ -75,7 +76,7 @@ def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run], Tracker])
         global_batch=config.batch.global_batch_size,
         accumulation=accumulation,
         tracker=FanOut([]),
-        checkpoints=checkpoints if runtime.rank == 0 else None,
+        saver=BackgroundSaver(checkpoints) if checkpoints and runtime.rank == 0 else None,
         facts=_facts(config, task, runtime.world_size, total_steps, per_epoch),
     )
     if checkpoints is not None and config.checkpoint.resume:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from oct_foundation.checkpoints.host_state import to_host
-from oct_foundation.checkpoints.manager import CheckpointManager
+from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.optim.schedules import Schedules
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.tracking.meters import MetricGuard, Stopwatch
@@ -35,7 +34,7 @@ class DivergedError(RuntimeError):
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything that a worker trains with; `checkpoints` is None on ranks that do not save."""
+    """Everything that a worker trains with; `saver` is None on ranks that do not save."""
 
     config: RunConfig
     task: Task
@@ -46,10 +45,9 @@ class Run:
     global_batch: int
     accumulation: int
     tracker: Tracker
-    checkpoints: CheckpointManager | None
+    saver: BackgroundSaver | None
     facts: dict[str, Any]
     start_step: int = 0
-    host_state: Any = None  # buffers of the last save, used again by the next
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     train_graphs: int = 0
     last: dict[str, float] = field(default_factory=dict)
@@ -84,7 +82,9 @@ def train(run: Run) -> None:
             log.warning("%s", silence)
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
-        if _due(state.step, run.config.checkpoint.every_steps) or state.step == run.total_steps:
+        if state.step == run.total_steps:
+            save(run, last=True)
+        elif _due(state.step, run.config.checkpoint.every_steps):
             save(run)
 
 
@@ -177,11 +177,11 @@ def validate(run: Run) -> None:
     run.tracker.log(named, step=run.state.step)
 
 
-def save(run: Run) -> None:
-    """Rank 0 writes a checkpoint of this step boundary; no other rank waits for storage."""
-    if run.checkpoints is None:
+def save(run: Run, *, last: bool = False) -> None:
+    """Rank 0 saves this step boundary in the background, the last one in the foreground; no other rank waits for it."""
+    if run.saver is None:
         return
     with run.stopwatch.phase("checkpoint"):
         metrics = {name: value for name, value in run.last.items() if math.isfinite(value)}
-        run.host_state = to_host(run.state.capture(run.runtime), run.host_state)
-        run.checkpoints.save(run.state.step, run.host_state, metrics, run.facts)
+        write = run.saver.save_and_wait if last else run.saver.save
+        write(run.state.step, run.state.capture(run.runtime), metrics, run.facts)

@@ -178,6 +178,8 @@ def _train_rank(runtime: Runtime, job: Job) -> None:
             train(run)
         outcome = "completed"
     finally:
+        if run.saver is not None:
+            run.saver.close()
         summary = summarise(run, job, outcome)
         run.tracker.finish(summary)
         if runtime.rank == 0:
@@ -189,7 +191,7 @@ def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
     """On global rank 0 the file, the console and W&B; nothing elsewhere: one job is one run."""
     if runtime.rank != 0:
         return FanOut([])
-    attempt = run.checkpoints.attempt if run.checkpoints else new_attempt()
+    attempt = run.saver.manager.attempt if run.saver else new_attempt()
     trackers: list[Tracker] = [JsonlTracker(job.folder.metrics, attempt=attempt, resumed_step=run.start_step)]
     if (terminal := job.terminal()) is not None:  # a bar for the person, plain lines for the log
         trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=terminal))
@@ -218,6 +220,8 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "graphs_compiled": run.runtime.graphs_compiled(),
         "volumes": {"train": run.task.num_train_samples, "accepted": len(prepared.accepted())},
         "bad_files": prepared.bad_by_reason(),
+        "input": run.task.input_counts(),
+        "checkpoints": _saving(run),
         "device": run.runtime.describe(),
         "runtime": run.runtime.kind,
         "world_size": run.runtime.world_size,
@@ -228,6 +232,13 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "versions": versions(),
         "git_sha": git_sha(),
     }
+
+
+def _saving(run: Run) -> dict[str, float] | None:
+    """Saves that failed or were skipped, and what the last one took from training; None on ranks that do not save."""
+    if (saver := run.saver) is None:
+        return None
+    return {"failed": saver.num_failed, "skipped": saver.num_skipped, "last_stall_s": saver.stall_s}
 
 
 def set_up_logging(rank: int = 0) -> None:
