@@ -63,7 +63,7 @@ def _stored(file: BinaryIO, header: Header) -> np.ndarray:
     kind = np.dtype(f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
     voxels = np.empty((header.frames, header.rows, header.columns), kind)
     file.seek(header.pixels.offset)
-    read = file.readinto(memoryview(voxels).cast("B"))
+    read = file.readinto(memoryview(voxels).cast("B"))  # type: ignore[attr-defined, arg-type]
     if read != voxels.nbytes:
         raise BadFile(Reason.PIXEL_DATA_TRUNCATED, f"the file ends after {read:,} of {voxels.nbytes:,} bytes of pixels")
     return voxels
