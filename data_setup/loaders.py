@@ -5,6 +5,7 @@ more is replaced and counted. Neither ends an epoch early, and neither goes unse
 """
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -168,8 +169,12 @@ class _Remaining:
 
 
 def _start_worker(_worker: int) -> None:
-    """A worker is one core's work: torch would start as many threads as there are cores in each."""
+    """One core's work per worker: torch would start a thread per core in each. Ctrl-C reaches the whole group, and the
+    trainer decides; its ranks wait for TERM with a mask that workers inherit, but a worker shall die of TERM.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _collate(samples: list[dict[str, Any]]) -> _Made:

@@ -10,15 +10,15 @@ from typing import Any, TextIO
 
 from data_setup.index import PreparedSet
 from oct_foundation.checkpoints.background import BackgroundSaver
-from oct_foundation.checkpoints.gcs import GcsStore
-from oct_foundation.checkpoints.local import LocalStore
-from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, parse_ckpt_dir
 from oct_foundation.checkpoints.manager import CheckpointManager
-from oct_foundation.checkpoints.store import CheckpointStore, StoreError
+from oct_foundation.checkpoints.opening import open_store, probe
+from oct_foundation.checkpoints.owner import Ownership
+from oct_foundation.checkpoints.sharing import ranks_without
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.base import Runtime
+from oct_foundation.runtime.lifeline import Lifeline, LifelineSettings
 from oct_foundation.tracking.tracker import FanOut, Tracker
 from pretraining.config import ConfigError, RunConfig
 from pretraining.loop import Run
@@ -38,6 +38,8 @@ class Job:
     config: RunConfig
     folder: RunFolder
     prepared: Path
+    attempt: str
+    life: LifelineSettings
     terminal_fd: int | None = None
     launcher_pid: int = 0
 
@@ -48,7 +50,7 @@ class Job:
         return os.fdopen(self.terminal_fd, "w", closefd=False)
 
 
-def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run], Tracker]) -> Run:
+def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[[Run], Tracker]) -> Run:
     """Task, model, optimizer, schedules, checkpoints; resumes where the run's folder holds a checkpoint.
 
     Raises ConfigError where the configuration does not fit the devices or the data, ResumeError where a checkpoint is
@@ -64,12 +66,13 @@ def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run], Tracker])
         schedules = config.optim.schedules(total_steps)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    checkpoints = open_checkpoints(job)
+    checkpoints = open_checkpoints(job, runtime)
     state = build_state(config, task, runtime)
     run = Run(
         config=config,
         task=task,
         runtime=runtime,
+        life=life,
         state=state,
         schedules=schedules,
         total_steps=total_steps,
@@ -81,6 +84,8 @@ def assemble(job: Job, runtime: Runtime, make_tracker: Callable[[Run], Tracker])
     )
     if checkpoints is not None and config.checkpoint.resume:
         resume(run, checkpoints)
+    if run.saver is not None:
+        run.saver.prepare(state.capture(runtime))
     run.start_step = state.step
     run.tracker = make_tracker(run)
     return run
@@ -94,23 +99,29 @@ def build_state(config: RunConfig, task: Task, runtime: Runtime) -> TrainState:
     return TrainState(model=model, replica=runtime.replicate(model), optimizer=optimizer)
 
 
-def open_checkpoints(job: Job) -> CheckpointManager | None:
-    """The manager of the run's checkpoints, probed; None, with one log line, where they are switched off."""
+def open_checkpoints(job: Job, runtime: Runtime) -> CheckpointManager | None:
+    """The manager of the run's checkpoints; None, with one log line, where they are switched off.
+
+    On rank 0 the place is probed and claimed: two runs must not write into one. Raises the StoreError of a place that
+    cannot be used, OwnedElsewhere where another run lives there.
+    """
     settings = job.config.checkpoint
-    store: CheckpointStore
-    match parse_ckpt_dir(settings.ckpt_dir):
-        case Disabled() as disabled:
-            log.warning("checkpoints are off: %s", disabled.reason)
-            return None
-        case GcsUri() as uri:
-            store = GcsStore(uri)
-        case LocalPath() as local:
-            store = LocalStore(local.path)
-    try:
-        store.probe()
-    except (OSError, StoreError) as error:
-        raise ConfigError(f"checkpoint.ckpt_dir={store} cannot be used: {error}") from error
-    return CheckpointManager(store, settings, run_id=job.folder.run_id)
+    if not settings.enabled:
+        log.warning("checkpoints are off (checkpoint.enabled=false): whatever ends this run, it starts anew")
+        return None
+    store = open_store(settings.location(job.folder.path))
+    ownership = None
+    if runtime.rank == 0:
+        probe(store)
+        ownership = Ownership(store, job.attempt)
+        ownership.claim()
+        ownership.start_renewing()
+    if blind := ranks_without(store, runtime.gather, runtime.rank):
+        raise ConfigError(
+            f"checkpoint.ckpt_dir={store} is not one place for all hosts: ranks {blind} do not see what rank 0 has "
+            f"written. Use gs://bucket/prefix or a shared folder"
+        )
+    return CheckpointManager(store, settings, run_id=job.folder.run_id, attempt=job.attempt, ownership=ownership)
 
 
 def resume(run: Run, checkpoints: CheckpointManager) -> None:

@@ -11,10 +11,15 @@ from itertools import islice
 from typing import Any
 
 from oct_foundation.checkpoints.background import BackgroundSaver
+from oct_foundation.checkpoints.owner import TakenOver
+from oct_foundation.checkpoints.store import StoreError
 from oct_foundation.optim.schedules import Schedules
 from oct_foundation.runtime.base import Runtime
+from oct_foundation.runtime.exits import ExitCode
+from oct_foundation.runtime.lifeline import Lifeline
 from oct_foundation.tracking.meters import MetricGuard, Stopwatch
 from oct_foundation.tracking.tracker import Tracker
+from pretraining.agreement import StopAgreement
 from pretraining.config import RunConfig
 from pretraining.state import TrainState
 from pretraining.step import train_step, validation_loss
@@ -22,6 +27,8 @@ from pretraining.tasks.task import Task
 
 # Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
 WARM_UP_STEPS = 2
+# Of the 30 s of a Spot machine: 5 s may pass until all ranks know, the rest is for leaving.
+EMERGENCY_SAVE_S = 20.0
 # Train metrics are missed after this many logging intervals without any.
 MISSED_INTERVALS = 3
 
@@ -32,6 +39,14 @@ class DivergedError(RuntimeError):
     """Too many updates in a row had a gradient that was not finite."""
 
 
+class StoppedError(Exception):
+    """All ranks stop here, by agreement; `code` says why and whether the state is saved."""
+
+    def __init__(self, code: ExitCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
 @dataclass(kw_only=True)
 class Run:
     """Everything that a worker trains with; `saver` is None on ranks that do not save."""
@@ -39,6 +54,7 @@ class Run:
     config: RunConfig
     task: Task
     runtime: Runtime
+    life: Lifeline
     state: TrainState
     schedules: Schedules
     total_steps: int
@@ -56,7 +72,8 @@ class Run:
 def train(run: Run) -> None:
     """Trains from `run.state.step` to `run.total_steps`; validates, logs and saves when due.
 
-    Raises DivergedError when `optim.max_skipped_in_a_row` updates in a row were skipped.
+    Raises DivergedError when `optim.max_skipped_in_a_row` updates in a row were skipped, StoppedError where the ranks
+    have agreed to stop.
     """
     runtime, state, settings = run.runtime, run.state, run.config.train
     micro_batches = runtime.batches(
@@ -69,12 +86,14 @@ def train(run: Run) -> None:
     )
     since = _Interval(step=state.step, samples=state.samples_seen)
     guard = MetricGuard(MISSED_INTERVALS * settings.log_every_steps, start_step=state.step)
+    agreement = StopAgreement(runtime, state.step)
     while state.step < run.total_steps:
         with run.stopwatch.phase("data_wait"):
             batches = list(islice(micro_batches, run.accumulation))
         if len(batches) < run.accumulation:
             raise RuntimeError(f"the loader ended at step {state.step} of {run.total_steps}: this is an error of octfm")
         values = _step(run, batches)
+        run.life.beat(state.step)
         first = state.step == since.started_at + 1
         if first or state.step % settings.log_every_steps == 0 or state.step == run.total_steps:
             guard.log(_log(run, values, since), state.step)
@@ -84,8 +103,11 @@ def train(run: Run) -> None:
             validate(run)
         if state.step == run.total_steps:
             save(run, last=True)
-        elif _due(state.step, run.config.checkpoint.every_steps):
+            return
+        if _due(state.step, run.config.checkpoint.every_steps):
             save(run)
+        if code := agreement.at(state.step, _wish(run)):
+            stop(run, code)
 
 
 @dataclass
@@ -164,7 +186,7 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
 
 def validate(run: Run) -> None:
     """Loss on the fixed validation batches, averaged over ranks; silent where there are none."""
-    with run.stopwatch.phase("validation"):
+    with run.stopwatch.phase("validation"), run.life.watchdog.phase("validation"):
         batches = list(run.task.val_batches(rank=run.runtime.rank, world_size=run.runtime.world_size))
         if not batches:
             return
@@ -181,7 +203,49 @@ def save(run: Run, *, last: bool = False) -> None:
     """Rank 0 saves this step boundary in the background, the last one in the foreground; no other rank waits for it."""
     if run.saver is None:
         return
-    with run.stopwatch.phase("checkpoint"):
-        metrics = {name: value for name, value in run.last.items() if math.isfinite(value)}
-        write = run.saver.save_and_wait if last else run.saver.save
-        write(run.state.step, run.state.capture(run.runtime), metrics, run.facts)
+    with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
+        if last:
+            run.saver.save_and_wait(*_captured(run))
+        else:
+            run.saver.save(*_captured(run))
+
+
+def _captured(run: Run) -> tuple[int, dict[str, Any], dict[str, float], dict[str, Any]]:
+    """Step, state, metrics and facts of a checkpoint."""
+    metrics = {name: value for name, value in run.last.items() if math.isfinite(value)}
+    return run.state.step, run.state.capture(run.runtime), metrics, run.facts
+
+
+def _wish(run: Run) -> ExitCode:
+    """What this rank wants: to go on, or why not."""
+    if run.life.stop.asked:
+        return ExitCode.STOPPED
+    if run.saver is None or run.saver.fatal is None:
+        return ExitCode.DONE
+    return ExitCode.TAKEN_OVER if isinstance(run.saver.fatal, TakenOver) else ExitCode.STORAGE
+
+
+def stop(run: Run, code: ExitCode) -> None:
+    """All ranks leave the loop after the same step; raises StoppedError with what it came to."""
+    step, runtime = run.state.step, run.runtime
+    if code != ExitCode.STOPPED:
+        trouble = str(run.saver.fatal) if run.saver else ""
+        raise StoppedError(code, f"stopped at step {step}: {runtime.gather(trouble)[0]}")
+    reason = next(filter(None, runtime.gather(run.life.stop.reason)), "a request")
+    trouble = runtime.gather(_emergency_save(run))[0]  # rank 0 has saved, or not
+    if trouble:
+        raise StoppedError(ExitCode.STOPPED_UNSAVED, f"{reason}: stopped at step {step}, not saved: {trouble}")
+    run.life.stop.saved = True
+    raise StoppedError(ExitCode.STOPPED, f"{reason}: saved and stopped at step {step}; the same command goes on")
+
+
+def _emergency_save(run: Run) -> str:
+    """Rank 0 saves now; why it could not, "" when the state is durable."""
+    if run.saver is None:
+        return "checkpoints are off (checkpoint.enabled=false)"
+    try:
+        with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
+            run.saver.save_and_wait(*_captured(run), timeout_s=EMERGENCY_SAVE_S)
+    except StoreError as error:
+        return str(error)
+    return ""

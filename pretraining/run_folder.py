@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def exits(self) -> Path:
+        """Why each rank of the last start left, where it was not done."""
+        return self.path / "exits"
+
+    @property
     def prepared(self) -> Path:
         """The default place of prepared volumes."""
         return self.path / "prepared"

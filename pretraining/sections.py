@@ -4,15 +4,17 @@ Each checks its own values when it is built and says, naming the key, what was f
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from data_setup.loaders import LoaderSettings
 from data_setup.transforms import ViewSettings
-from oct_foundation.checkpoints.location import parse_ckpt_dir
+from oct_foundation.checkpoints.location import CheckpointLocation, LocalPath, parse_ckpt_dir
 from oct_foundation.checkpoints.retention import CheckpointSettings
 from oct_foundation.optim.schedules import Schedule, Schedules, ScheduleShape
 from oct_foundation.runtime.base import Precision
 from oct_foundation.runtime.select import DeviceChoice
+from oct_foundation.runtime.watchdog import WatchdogSettings
 from pretraining.config_file import ConfigError
 from pretraining.source_section import SourceSection
 
@@ -175,8 +177,12 @@ class TrainSection:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSection(CheckpointSettings):
-    """Where checkpoints go, and whether a run in the same place goes on from them."""
+    """Where checkpoints go, and whether a run in the same place goes on from them.
 
+    enabled: false is the only way to switch them off; an unset ckpt_dir (null, "", "None") is the run's own folder.
+    """
+
+    enabled: bool = True
     ckpt_dir: str | None = "${output_dir}/checkpoints"
     resume: bool = True
 
@@ -185,13 +191,19 @@ class CheckpointSection(CheckpointSettings):
         if self.ckpt_dir is None or "${" not in self.ckpt_dir:
             parse_ckpt_dir(self.ckpt_dir)
 
+    def location(self, output_dir: Path) -> CheckpointLocation:
+        """The place that ckpt_dir names, <output_dir>/checkpoints where it is unset."""
+        default = LocalPath(path=output_dir.absolute() / "checkpoints")
+        return parse_ckpt_dir(self.ckpt_dir) or default
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSection:
-    """`--device` of the launcher sets the first; the second starts gloo processes on a CPU."""
+    """`--device` of the launcher sets the first; the second starts gloo processes on a CPU; how long is too long."""
 
     device: DeviceChoice = "auto"
     num_processes: int = 1
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
 
     def __post_init__(self) -> None:
         check_least("runtime.num_processes", self.num_processes, 1)

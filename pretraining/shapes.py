@@ -30,12 +30,13 @@ from data_setup.volume import Volume
 from oct_foundation.batch import JEPABatch
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Runtime
+from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.select import choose_kind, launch
 from pretraining.assemble import build_state
 from pretraining.config import RunConfig, load_config
 from pretraining.step import train_step
 from pretraining.tasks.vjepa import VJEPATask
-from pretraining.train import EXIT_CONFIG, EXIT_FAILED, add_arguments
+from pretraining.train import add_arguments
 
 DEFAULT_CONFIG = "configs/smoke_test.yaml"
 
@@ -213,7 +214,7 @@ def shapes_worker(runtime: Runtime, config: RunConfig) -> int:
     console.print(rows.table)
     if problem is not None:
         console.print(f"octfm: {problem}", style="bold red", markup=False, highlight=False)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     return 0
 
 
@@ -227,5 +228,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = choose_kind(arguments.device or "cpu")
     except ValueError as error:
         print(f"octfm: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return ExitCode.CONFIG
     return launch(kind, shapes_worker, config)

@@ -1,45 +1,36 @@
-"""The training command: configuration -> prepared data -> one worker per device -> summary.json.
+"""The training command: configuration -> prepared data -> one worker per device -> exit code.
 
-Everything that can be checked without a device is checked before one is touched. Exit codes: 0 done; 2 the
-configuration cannot be run; 74 the disk or the bucket failed while preparing; 1 anything else.
+Everything that can be checked without a device is checked before one is touched. Exit codes: runtime/exits.py.
 """
 
 import argparse
+import json
 import logging
-import math
 import os
-import platform
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from data_setup.errors import StopPreparing
 from data_setup.index import PreparedSet, TooManyBadFiles
-from data_setup.loaders import LoaderError
 from data_setup.prepare import prepare
 from data_setup.sources import is_gcs
 from oct_foundation.checkpoints.manager import new_attempt
-from oct_foundation.checkpoints.store import StoreError
-from oct_foundation.runtime.base import Runtime, RuntimeKind
+from oct_foundation.runtime.base import RuntimeKind
+from oct_foundation.runtime.exits import ExitCode, clear_exits, combined_code, read_exits
+from oct_foundation.runtime.lifeline import LifelineSettings
+from oct_foundation.runtime.preemption import PreemptionNotice
 from oct_foundation.runtime.select import choose_kind, launch
-from oct_foundation.tracking.console import ConsoleTracker
-from oct_foundation.tracking.jsonl import JsonlTracker
-from oct_foundation.tracking.tracker import FanOut, Tracker
-from oct_foundation.tracking.wandb import start_wandb
-from pretraining.assemble import Job, assemble
-from pretraining.config import ConfigError, RunConfig, load_config
-from pretraining.loop import DivergedError, Run, train
-from pretraining.prepare import EXIT_STOPPED, progress_display
-from pretraining.provenance import git_sha, versions
-from pretraining.run_folder import RunFolder, close_tee
-from pretraining.state import ResumeError
+from oct_foundation.runtime.stopping import SignalListener
+from pretraining.assemble import Job
+from pretraining.config import RunConfig, load_config
+from pretraining.prepare import progress_display
+from pretraining.rank import set_up_logging, worker
+from pretraining.run_folder import RunFolder, close_tee, write_atomic
 
 log = logging.getLogger("octfm")
-EXIT_FAILED, EXIT_CONFIG = 1, 2
-# What a user can cause: shown as one message, without a traceback.
-EXPECTED = (ResumeError, DivergedError, StoreError, LoaderError)
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_default: Path | None = None) -> None:
@@ -70,12 +61,22 @@ def run_command(arguments: argparse.Namespace) -> int:
         folder.create(config.to_yaml())
     except ValueError as error:  # ConfigError, or what a device or a folder says
         print(f"octfm: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return ExitCode.CONFIG
+    SignalListener()
     set_up_logging()
     terminal = os.dup(1) if sys.stdout.isatty() else None
-    tee = folder.tee_output() if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    tee = None
+    if first_of_host:
+        _tell_supervisor(folder)
+        clear_exits(folder.exits)
+        tee = folder.tee_output()
     try:
-        return _train(config, folder, kind, terminal)
+        with _preemption_noticed() if first_of_host else nullcontext():
+            return _train(config, folder, kind, terminal)
+    except KeyboardInterrupt as stop:  # ranks have ways of their own, so this is before them
+        log.error("stopped by %s while preparing. The same command goes on from there", stop or "SIGINT")
+        return ExitCode.STOPPED
     finally:
         if tee is not None:
             close_tee(tee)
@@ -87,15 +88,50 @@ def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: in
         prepared = prepare_data(config, folder)
     except TooManyBadFiles as error:
         log.error("%s", error)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     except ValueError as error:  # no data where the configuration says
         log.error("%s", error)
-        return EXIT_CONFIG
+        return ExitCode.CONFIG
     except StopPreparing as stop:
         log.error("stopped while preparing: %s. The same command goes on from there", stop)
-        return EXIT_STOPPED
-    job = Job(config=config, folder=folder, prepared=prepared, terminal_fd=terminal, launcher_pid=os.getpid())
-    return launch(kind, worker, job, num_processes=config.runtime.num_processes)
+        return ExitCode.STORAGE
+    job = Job(
+        config=config,
+        folder=folder,
+        prepared=prepared,
+        attempt=new_attempt(),
+        life=LifelineSettings(exits=folder.exits, watchdog=config.runtime.watchdog),
+        terminal_fd=terminal,
+        launcher_pid=os.getpid(),
+    )
+    code = launch(kind, worker, job, num_processes=config.runtime.num_processes)
+    records = read_exits(folder.exits)
+    if records and (first := records[0]).pid != os.getpid():
+        at = "before training" if first.step is None else f"at step {first.step}"
+        log.error("rank %d on %s left first %s, code %d: %s", first.rank, first.host, at, first.code, first.reason)
+    return combined_code(records) or code
+
+
+def _tell_supervisor(folder: RunFolder) -> None:
+    """Where this run lies, for the process that may start it again."""
+    if status := os.environ.get("OCTFM_STATUS"):
+        write_atomic(Path(status), json.dumps({"folder": str(folder.path.resolve())}) + "\n")
+
+
+@contextmanager
+def _preemption_noticed() -> Iterator[None]:
+    """The cloud's notice that this machine goes is a TERM to ourselves: from there on it is one way to stop."""
+
+    def on_notice(reason: str) -> None:
+        log.warning("%s: saving and leaving", reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    notice = PreemptionNotice(on_notice)
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.stop()
 
 
 def _known_world_size(config: RunConfig, kind: str) -> int | None:
@@ -139,117 +175,6 @@ def _open_prepared(root: str, cache: Path) -> PreparedSet:
 
     log.info("copying %s to %s", root, cache)
     return PreparedSet.load(download(root, cache))
-
-
-def worker(runtime: Runtime, job: Job) -> int:
-    """One rank; what a user can cause is one message and an exit code, anything else a traceback."""
-    set_up_logging(runtime.rank)
-    try:
-        _train_rank(runtime, job)
-    except ConfigError as error:
-        log.error("%s", error)
-        return EXIT_CONFIG
-    except EXPECTED as error:
-        log.error("%s", error)
-        return EXIT_FAILED
-    return 0
-
-
-def _train_rank(runtime: Runtime, job: Job) -> None:
-    """Assembles, trains, and on rank 0 writes the summary, also of a run that failed."""
-    run = assemble(job, runtime, lambda run: make_tracker(job, runtime, run))
-    log.info(
-        "%s; %d ranks; %d samples; steps %d to %d; global batch %d = %d per core x %d ranks x %d accumulated",
-        runtime.describe(),
-        runtime.world_size,
-        run.task.num_train_samples,
-        run.state.step,
-        run.total_steps,
-        run.global_batch,
-        job.config.batch.per_core_batch_size,
-        runtime.world_size,
-        run.accumulation,
-    )
-    outcome = "failed"
-    try:
-        if run.state.step >= run.total_steps:
-            log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.total_steps)
-        else:
-            train(run)
-        outcome = "completed"
-    finally:
-        if run.saver is not None:
-            run.saver.close()
-        summary = summarise(run, job, outcome)
-        run.tracker.finish(summary)
-        if runtime.rank == 0:
-            job.folder.write_summary(summary)
-            log.info("%s: %s", outcome, job.folder.summary)
-
-
-def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
-    """On global rank 0 the file, the console and W&B; nothing elsewhere: one job is one run."""
-    if runtime.rank != 0:
-        return FanOut([])
-    attempt = run.saver.manager.attempt if run.saver else new_attempt()
-    trackers: list[Tracker] = [JsonlTracker(job.folder.metrics, attempt=attempt, resumed_step=run.start_step)]
-    if (terminal := job.terminal()) is not None:  # a bar for the person, plain lines for the log
-        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=terminal))
-        lines = job.folder.log.open("a", buffering=1)
-        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=lines))
-    else:
-        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step))
-    settings = replace(job.config.wandb, run_name=job.config.wandb.run_name or job.folder.path.name)
-    guest = start_wandb(settings, folder=job.folder.path, run_id=job.folder.run_id, config=job.config.to_dict())
-    return FanOut([*trackers, *([guest] if guest else [])])
-
-
-def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
-    """What summary.json holds."""
-    prepared = PreparedSet.load(job.prepared)
-    finals = {name: value if math.isfinite(value) else str(value) for name, value in sorted(run.last.items())}
-    return {
-        "outcome": outcome,
-        "steps": run.state.step,
-        "start_step": run.start_step,
-        "total_steps": run.total_steps,
-        "samples_seen": run.state.samples_seen,
-        "final": finals,
-        "trainable_parameters": sum(p.numel() for p in run.state.model.parameters() if p.requires_grad),
-        "train_step_graphs": run.train_graphs,
-        "graphs_compiled": run.runtime.graphs_compiled(),
-        "volumes": {"train": run.task.num_train_samples, "accepted": len(prepared.accepted())},
-        "bad_files": prepared.bad_by_reason(),
-        "input": run.task.input_counts(),
-        "checkpoints": _saving(run),
-        "device": run.runtime.describe(),
-        "runtime": run.runtime.kind,
-        "world_size": run.runtime.world_size,
-        "precision": run.config.train.precision,
-        "peak_memory_bytes": run.runtime.memory_bytes(),
-        "wall_seconds": run.stopwatch.split(),
-        "host": platform.platform(),
-        "versions": versions(),
-        "git_sha": git_sha(),
-    }
-
-
-def _saving(run: Run) -> dict[str, float] | None:
-    """Saves that failed or were skipped, and what the last one took from training; None on ranks that do not save."""
-    if (saver := run.saver) is None:
-        return None
-    return {"failed": saver.num_failed, "skipped": saver.num_skipped, "last_stall_s": saver.stall_s}
-
-
-def set_up_logging(rank: int = 0) -> None:
-    """Plain lines on stderr, with the time, and the rank where it is not 0."""
-    who = f" rank {rank}" if rank else ""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s{who} %(levelname).1s %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ look instead of guess when a reply was lost, and to give up within a deadline, s
 
 import base64
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from oct_foundation.checkpoints.store import (
 
 _REQUEST_S = 60.0  # of one request; a chunk of a resumable upload is one
 _READ_BYTES = 1 << 20
+_REQUEST = re.compile(r"^[A-Z]+ \S+: ")
 
 
 class GcsStore:
@@ -112,6 +115,11 @@ class GcsStore:
         self.delete(key)
         if found != data:
             raise Unavailable(f"{self}: an object read back right after the write differs from what was written")
+
+    def free_bytes(self) -> int | None:
+        """A bucket is never full; the disk that uploads are spooled to may be."""
+        with as_store_error("look at", tempfile.gettempdir()):
+            return shutil.disk_usage(tempfile.gettempdir()).free
 
     def sweep(self, older_than_s: float) -> None:
         """Nothing to do: an upload that was never finished is no object, and the service forgets it in a week."""
@@ -213,9 +221,10 @@ class GcsStore:
 
 
 def _reason(error: Exception) -> str:
-    """One line: the service's message, without the request that it repeats."""
-    message = getattr(error, "message", None) or str(error)
-    return f"{type(error).__name__}: {str(message).splitlines()[0][:200]}" if str(message) else type(error).__name__
+    """One line: the kind and the service's own words, without the request that the client repeats before them."""
+    message = str(getattr(error, "message", None) or error)
+    lines = _REQUEST.sub("", message).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _crc32c(path: Path) -> str:

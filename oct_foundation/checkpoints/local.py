@@ -7,6 +7,7 @@ shows them.
 import errno
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +111,13 @@ class LocalStore:
         self.delete(key)
         if found != data:
             raise Unavailable(f"{self.root}: a file read back right after the write differs from what was written")
+
+    def free_bytes(self) -> int | None:
+        """What this user may still write on the disk of the root; quotas of the user are not seen."""
+        with as_store_error("look at", self.root):
+            folder = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+            usage = shutil.disk_usage(folder)
+            return usage.free if usage.total else None
 
     def sweep(self, older_than_s: float) -> None:
         """Removes temporary files, and empty folders, that nobody has touched for `older_than_s` seconds.

@@ -1,4 +1,4 @@
-"""`ckpt_dir` as the user wrote it -> a type, parsed once: LocalPath, GcsUri or Disabled.
+"""`ckpt_dir` as the user wrote it -> a type, parsed once: LocalPath, GcsUri, or None where it was not set.
 
 After this no code looks at the text again, so that `str(None)` can never become a bucket or a folder called
 "None".
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 UNSET_SPELLINGS = frozenset({"", "none", "null", "~"})
-ALLOWED_FORMS = "allowed: a local path, file:///absolute/path, gs://bucket/prefix, or null for no checkpoints"
+ALLOWED_FORMS = "allowed: a local path, file:///absolute/path, gs://bucket/prefix, or null for OUTPUT_DIR/checkpoints"
 
 _SCHEME = re.compile(r"([^/:]*):(.*)", re.DOTALL)
 _BUCKET_PART = re.compile(r"[a-z0-9_-]{1,63}")
@@ -34,91 +34,91 @@ class GcsUri:
 
     def __str__(self) -> str:
         """The gs:// address."""
-        return f"gs://{self.bucket}/{self.prefix}"
+        return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Disabled:
-    """No checkpoints are wanted; `reason` says why, for one line in the log."""
-
-    reason: str
+CheckpointLocation = LocalPath | GcsUri
 
 
-CheckpointLocation = LocalPath | GcsUri | Disabled
+class _Refused(Exception):
+    """Why a text names no place."""
 
 
-def parse_ckpt_dir(value: str | None) -> CheckpointLocation:
-    """Reads `ckpt_dir`; None, "", "None", "null" and "~" in any case and padding mean Disabled.
+def parse_ckpt_dir(value: str | None, key: str = "checkpoint.ckpt_dir") -> CheckpointLocation | None:
+    """Reads `ckpt_dir`; None, "", "None", "null" and "~" in any case and padding are unset: None.
 
-    A relative path counts from the working directory, "~/x" from the home folder. Raises ValueError, naming
+    A relative path counts from the working directory, "~/x" from the home folder. Raises ValueError, naming `key`,
     the value and the allowed forms, for everything that is neither a path nor a gs:// address, and for what
     looks like an unset variable: "$" left in, or a part called none or null.
     """
+    try:
+        return _parse(value)
+    except _Refused as refused:
+        raise ValueError(f"{key} is {value!r}: {refused}; {ALLOWED_FORMS}") from None
+
+
+def _parse(value: str | None) -> CheckpointLocation | None:
     if value is None:
-        return Disabled(reason="ckpt_dir is null")
+        return None
     if not isinstance(value, str):
-        raise _refusal(value, f"it is a {type(value).__name__}, not a text")
+        raise _Refused(f"it is a {type(value).__name__}, not a text")
     text = value.strip()
     if text.lower() in UNSET_SPELLINGS:
-        return Disabled(reason=f"ckpt_dir is {value!r}")
+        return None
     if not text.isprintable():
-        raise _refusal(value, "it holds a control character")
+        raise _Refused("it holds a control character")
     if "$" in text:
-        raise _refusal(value, "a variable in it was not expanded")
+        raise _Refused("a variable in it was not expanded")
     scheme = _SCHEME.fullmatch(text)
     if scheme is None:
-        return _local(value, text)
+        return _local(text)
     match scheme[1], scheme[2].startswith("//"):
         case "gs", True:
-            return _gcs(value, scheme[2][2:])
+            return _gcs(scheme[2][2:])
         case "file", True:
-            return _file_url(value, text)
+            return _file_url(text)
         case "gs", False:
-            raise _refusal(value, "gs: takes two slashes")
+            raise _Refused("gs: takes two slashes")
         case _:
-            raise _refusal(value, f"scheme {scheme[1]!r} is unknown (a local name with a colon is written ./a:b)")
+            raise _Refused(f"scheme {scheme[1]!r} is unknown (a local name with a colon is written ./a:b)")
 
 
-def _refusal(value: object, why: str) -> ValueError:
-    return ValueError(f"ckpt_dir is {value!r}: {why}; {ALLOWED_FORMS}")
-
-
-def _check_parts(value: str, parts: tuple[str, ...]) -> None:
+def _check_parts(parts: tuple[str, ...]) -> None:
     if ".." in parts:
-        raise _refusal(value, "'..' is not taken")
+        raise _Refused("'..' is not taken")
     if unset := [part for part in parts if part.lower() in {"none", "null"}]:
-        raise _refusal(value, f"its part {unset[0]!r} looks like a value that was never set")
+        raise _Refused(f"its part {unset[0]!r} looks like a value that was never set")
 
 
-def _local(value: str, text: str) -> LocalPath:
+def _local(text: str) -> LocalPath:
     path = Path(text)
-    _check_parts(value, path.parts)
+    _check_parts(path.parts)
     if not text.startswith("~"):
         return LocalPath(path=path.absolute())
     try:
         return LocalPath(path=path.expanduser().absolute())
     except RuntimeError as error:  # "~name" of a user that this machine does not know
-        raise _refusal(value, str(error)) from error
+        raise _Refused(str(error)) from error
 
 
-def _file_url(value: str, text: str) -> LocalPath:
+def _file_url(text: str) -> LocalPath:
     url = urlsplit(text)
     if url.netloc not in ("", "localhost") or not url.path.startswith("/") or url.query or url.fragment:
-        raise _refusal(value, "file: takes three slashes and an absolute path, nothing else")
+        raise _Refused("file: takes three slashes and an absolute path, nothing else")
     path = unquote(url.path)
     if "\0" in path:
-        raise _refusal(value, "it holds a control character")
-    return _local(value, path)
+        raise _Refused("it holds a control character")
+    return _local(path)
 
 
-def _gcs(value: str, rest: str) -> GcsUri:
+def _gcs(rest: str) -> GcsUri:
     bucket, _, prefix = rest.partition("/")
     if problem := bucket_problem(bucket):
-        raise _refusal(value, f"{bucket!r} is no bucket name: {problem}")
+        raise _Refused(f"{bucket!r} is no bucket name: {problem}")
     prefix = prefix.strip("/")
     if "//" in prefix or "." in prefix.split("/"):
-        raise _refusal(value, "an empty part or '.' in the prefix")
-    _check_parts(value, PurePosixPath(prefix).parts)
+        raise _Refused("an empty part or '.' in the prefix")
+    _check_parts(PurePosixPath(prefix).parts)
     return GcsUri(bucket=bucket, prefix=prefix)
 
 

@@ -91,6 +91,10 @@ class CheckpointStore(Protocol):
         """Writes, reads and deletes a new small object: a useless place is known before training starts."""
         ...
 
+    def free_bytes(self) -> int | None:
+        """What a `put` can still take: of the disk, for a bucket of its spool; None where the place does not tell."""
+        ...
+
     def sweep(self, older_than_s: float) -> None:
         """Removes what killed writers left unfinished and nobody touched for `older_than_s` seconds."""
         ...

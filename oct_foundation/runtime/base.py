@@ -78,6 +78,10 @@ class Runtime(Protocol):
         """Each value averaged over all ranks; every rank calls it with the same names."""
         ...
 
+    def max_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest of each value over all ranks; every rank calls it with the same names."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """One small picklable object of every rank, in the order of ranks, on every rank."""
         ...

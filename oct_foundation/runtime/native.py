@@ -34,8 +34,8 @@ class NativeRuntime:
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
             host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if kind == "cuda" else None
         self._ranks = Ranks(self.rank, self.world_size, host_group)
-        self.mean_over_ranks, self.gather, self.barrier = self._ranks.mean, self._ranks.gather, self._ranks.barrier
-        self.close = self._ranks.close
+        self.mean_over_ranks, self.max_over_ranks = self._ranks.mean, self._ranks.max
+        self.gather, self.barrier, self.close = self._ranks.gather, self._ranks.barrier, self._ranks.close
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """DDP broadcasts rank 0's weights; alone the model itself is called."""

@@ -14,7 +14,7 @@ TIMEOUT = timedelta(hours=24)
 
 
 class Ranks:
-    """`gather`, `mean` and `barrier` over the default or the given process group."""
+    """`gather`, `mean`, `max` and `barrier` over the default or the given process group."""
 
     def __init__(self, rank: int, world_size: int, group: dist.ProcessGroup | None = None) -> None:
         self.rank, self.world_size, self._group = rank, world_size, group
@@ -31,6 +31,11 @@ class Ranks:
         """Each value averaged over the ranks."""
         gathered = self.gather(dict(values))
         return {name: sum(other[name] for other in gathered) / self.world_size for name in values}
+
+    def max(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest of each value over the ranks."""
+        gathered = self.gather(dict(values))
+        return {name: max(other[name] for other in gathered) for name in values}
 
     def barrier(self) -> None:
         """Waits for every rank."""

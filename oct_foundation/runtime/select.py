@@ -4,17 +4,24 @@ The parent never touches a device: `xmp.spawn` fails once it has been touched, a
 """
 
 import glob
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeVar
 
 from oct_foundation.runtime.base import Runtime, RuntimeKind
+from oct_foundation.runtime.child_watch import ChildWatch
+from oct_foundation.runtime.stopping import SignalListener, forward_to_ranks, signals_blocked
 
 DeviceChoice = Literal["auto", "xla", "cuda", "cpu"]
 T = TypeVar("T")
 Worker = Callable[[Runtime, T], int]
+
+log = logging.getLogger(__name__)
 
 
 def tpu_present() -> bool:
@@ -48,7 +55,7 @@ def choose_kind(choice: DeviceChoice) -> RuntimeKind:
 
 
 def launch(kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int = 1) -> int:
-    """Runs `worker(runtime, argument)` once per device and returns the largest exit code.
+    """Runs `worker(runtime, argument)` once per device and returns the exit code, 0 if all ranks returned 0.
 
     xla: xmp.spawn, all chips of this host, or one process of XLA on the CPU. cuda, cpu: this process is the rank,
     which torchrun may have started several times; cpu with `num_processes` > 1 starts gloo processes itself.
@@ -62,13 +69,35 @@ def launch(kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int
     return _run(NativeRuntime(kind), worker, argument)
 
 
+@contextmanager
+def _ranks_watched() -> Iterator[None]:
+    """Around a spawn: a rank that is killed is named with its memory; where this process listens to stop signals, ranks
+    are born deaf to them and hear of them by this process only.
+    """
+    listener = SignalListener.installed
+    if listener is not None:
+        listener.divert(forward_to_ranks())
+    with ChildWatch() as watch, signals_blocked() if listener else nullcontext():
+        try:
+            yield
+        finally:
+            if found := watch.post_mortem():
+                log.error("%s", found)
+
+
 def _spawn_xla(worker: Worker[T], argument: T) -> int:
     on_tpu = tpu_present()
     os.environ.setdefault("PJRT_DEVICE", "TPU" if on_tpu else "CPU")
     import torch_xla.distributed.xla_multiprocessing as xmp
 
     nprocs = None if os.environ["PJRT_DEVICE"] == "TPU" else 1
-    xmp.spawn(_xla_worker, args=(worker, argument), nprocs=nprocs)
+    try:
+        with _ranks_watched():
+            xmp.spawn(_xla_worker, args=(worker, argument), nprocs=nprocs)
+    except SystemExit as ended:  # sys.exit of a rank, brought here by the pool
+        return ended.code if isinstance(ended.code, int) else 1
+    except BrokenProcessPool:  # a rank left without a word to the pool; it has written down why, or was killed
+        return 1
     return 0
 
 
@@ -88,7 +117,10 @@ def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int) -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     try:
-        torch.multiprocessing.spawn(_gloo_worker, args=(worker, argument, num_processes, port), nprocs=num_processes)
+        with _ranks_watched():
+            torch.multiprocessing.spawn(
+                _gloo_worker, args=(worker, argument, num_processes, port), nprocs=num_processes
+            )
     except torch.multiprocessing.ProcessExitedException as ended:  # the rank has said why
         return ended.exit_code if ended.exit_code > 0 else 1
     return 0
@@ -108,7 +140,7 @@ def _gloo_worker(rank: int, worker: Worker[T], argument: T, num_processes: int, 
 
 
 def _run(runtime: Runtime, worker: Worker[T], argument: T) -> int:
-    """The worker's top: a failing rank shows its own traceback and leaves at once, taking its exit code along.
+    """The worker's top: a rank that raises shows its own traceback and leaves at once.
 
     Others would wait in a collective for a rank that only raised; a spawn parent shows it as BrokenProcessPool.
     """
@@ -119,9 +151,7 @@ def _run(runtime: Runtime, worker: Worker[T], argument: T) -> int:
             raise
         print(f"rank {runtime.rank} of {runtime.world_size} failed:", file=sys.stderr)
         traceback.print_exc()
-        code = 1
-    if code and runtime.world_size > 1:
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(1)
     runtime.close()
     return code

@@ -36,8 +36,8 @@ class XlaRuntime:
         if self.world_size > 1:
             dist.init_process_group("gloo", init_method="xla://", timeout=TIMEOUT)
         self._ranks = Ranks(self.rank, self.world_size)
-        self.mean_over_ranks, self.gather, self.barrier = self._ranks.mean, self._ranks.gather, self._ranks.barrier
-        self.close = self._ranks.close
+        self.mean_over_ranks, self.max_over_ranks = self._ranks.mean, self._ranks.max
+        self.gather, self.barrier, self.close = self._ranks.gather, self._ranks.barrier, self._ranks.close
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """Rank 0's weights everywhere, student and teacher; gradients are reduced in `optimizer_step`."""

@@ -4,6 +4,7 @@ Online when there is a key, offline when there is none or the network does not a
 all anyway.
 """
 
+import json
 import logging
 import netrc
 import os
@@ -55,13 +56,13 @@ class WandbSettings:
 
 
 def start_wandb(
-    settings: WandbSettings, *, folder: Path, run_id: str, config: Mapping[str, Any]
+    settings: WandbSettings, *, folder: Path, run_id: str, config: Mapping[str, Any], goes_on: bool = False
 ) -> "WandbTracker | None":
     """The tracker that `settings` and this machine call for, None when it is disabled."""
     mode = resolve_mode(settings, os.environ)
     if mode == "disabled":
         return None
-    return WandbTracker(settings, mode=mode, folder=folder, run_id=run_id, config=config)
+    return WandbTracker(settings, mode=mode, folder=folder, run_id=run_id, config=config, goes_on=goes_on)
 
 
 def resolve_mode(settings: WandbSettings, environ: Mapping[str, str]) -> Mode:
@@ -104,6 +105,9 @@ class WandbTracker:
     leaves. Every row carries its own `step`, the x axis of all curves. W&B's internal step is never set: it
     drops every row behind the largest step seen, which is how train curves got lost when validation had
     logged a larger one.
+
+    goes_on: the steps between the last checkpoint and the end of the attempt before this one are trained again; rows
+    that W&B has of them are not sent twice, so that steps never fall. How far it is stands in <folder>/wandb/sent.json.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class WandbTracker:
         folder: Path,
         run_id: str,
         config: Mapping[str, Any],
+        goes_on: bool = False,
     ) -> None:
         if not _RUN_ID.fullmatch(run_id):
             raise ValueError(f"run id {run_id!r}: letters, digits, '-' and '_' are allowed, 128 at most")
@@ -122,6 +127,7 @@ class WandbTracker:
         self._folder = folder
         self._run_id = run_id
         self._config = redact(config)
+        self._sent = _Sent(folder / "wandb" / "sent.json", run_id, goes_on)
         self._rows: queue.Queue[dict[str, Any] | _Finish] = queue.Queue(maxsize=QUEUE_ROWS)
         self._failed = threading.Event()
         self._num_dropped = 0
@@ -156,7 +162,9 @@ class WandbTracker:
             run = self._open_run()
             run.define_metric("*", step_metric="step")
             while not isinstance(row := self._rows.get(), _Finish):
-                run.log(row)
+                if not self._sent.has(row):
+                    run.log(row)
+                    self._sent.add(row)
             run.summary.update(redact(row.summary))
             run.finish()
             _end_service()
@@ -200,6 +208,36 @@ class WandbTracker:
                 disable_code=True,
             ),
         )
+
+
+class _Sent:
+    """How far the rows of a run have come, over its attempts: the last step, and the names that went out at it."""
+
+    def __init__(self, path: Path, run_id: str, goes_on: bool) -> None:
+        self._path, self._run_id = path, run_id
+        self._step, self._names = 0, frozenset[str]()
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or cut short by a kill
+            found = json.loads(path.read_text())
+            if goes_on and found["run"] == run_id:
+                self._step, self._names = int(found["step"]), frozenset(found["names"])
+        self._earlier = (self._step, self._names)
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether an earlier attempt has sent this row."""
+        step, names = self._earlier
+        return row["step"] < step or (row["step"] == step and row.keys() <= names)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Remembers a row that went out; a disk that refuses costs a row sent twice, nothing else."""
+        if row["step"] < self._step:
+            return
+        names = self._names if row["step"] == self._step else frozenset()
+        self._step, self._names = row["step"], names | row.keys()
+        text = json.dumps({"run": self._run_id, "step": self._step, "names": sorted(self._names)})
+        temporary = self._path.with_suffix(".tmp")
+        with suppress(OSError):
+            temporary.write_text(text)
+            os.replace(temporary, self._path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,51 @@
-"""`python -m pretraining.train` with one fault built in from outside: FAULT=crash:STEP or FAULT=nan:STEP.
+"""`python -m pretraining.train` with one fault built in from outside: FAULT=KIND:STEP or KIND@RANK:STEP.
 
-crash: the process raises at the start of the update after STEP. nan: from that update on the loss is not a number.
+At the start of the update after STEP: crash raises, hang never comes back, kill is SIGKILL to the rank itself, term is
+SIGTERM to the launcher. nan: from that update on the loss is not a number. vanish: the folder of checkpoints is gone.
 """
 
 import os
+import shutil
+import signal
 import sys
+import time
+from pathlib import Path
 
 import pretraining.loop
 import pretraining.tasks.vjepa
 from pretraining.train import main
 
 kind, _, number = os.environ["FAULT"].partition(":")
+kind, _, rank = kind.partition("@")
 healthy_step, healthy_loss = pretraining.loop.train_step, pretraining.tasks.vjepa.VJEPATask.loss
 updates = 0
 
 
+def never_come_back() -> None:
+    while True:
+        time.sleep(1)
+
+
+def break_something() -> None:
+    match kind:
+        case "crash":
+            raise RuntimeError("injected crash")
+        case "hang":
+            never_come_back()
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "term":
+            os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGTERM)
+        case "vanish":
+            folder = Path(os.environ["VANISH"])
+            shutil.rmtree(folder)
+            folder.write_text("a file where the folder was")
+
+
 def step(*args, **kwargs):
     global updates
-    if kind == "crash" and updates == int(number):
-        raise RuntimeError("injected crash")
+    if updates == int(number) and rank in ("", os.environ.get("RANK", "0")):
+        break_something()
     updates += 1
     return healthy_step(*args, **kwargs)
 
@@ -31,4 +58,5 @@ def loss(self, model, batch):
 pretraining.loop.train_step = step
 pretraining.tasks.vjepa.VJEPATask.loss = loss
 if __name__ == "__main__":
+    os.environ["LAUNCHER_PID"] = str(os.getpid())
     sys.exit(main(sys.argv[1:]))

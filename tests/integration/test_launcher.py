@@ -1,5 +1,6 @@
-"""run_tpu_xla.sh as its users meet it: exit codes, and a signal that reaches every process of the run."""
+"""run_tpu_xla.sh as its users meet it: exit codes, what a signal does to a run, and what is refused."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,13 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from oct_foundation.runtime.exits import ExitCode
+
 PROJECT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OCTFM_PYTHON": sys.executable, "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1"}
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
+def start(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
     command = ["bash", "run_tpu_xla.sh", "configs/smoke_test.yaml", "wandb.mode=disabled", *arguments]
-    return subprocess.Popen(command, cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = {**ENVIRONMENT, **variables}
+    return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -35,16 +41,20 @@ def processes_of(folder: Path) -> list[int]:
     return sorted(pid for pid, parent in parents.items() if pid in named or parent in named)
 
 
-def test_sigterm_ends_every_process_of_the_run_and_is_its_exit_code(tmp_path: Path) -> None:
+def test_sigterm_saves_ends_every_process_of_the_run_and_is_not_started_again(tmp_path: Path) -> None:
     endless = ("train.max_steps=100000", "train.epochs=100000", "data.loader.num_workers=1")
-    run = start("--device", "cpu", f"output_dir={tmp_path}", *endless)
+    run = start("--device", "cpu", f"output_dir={tmp_path}", "checkpoint.every_steps=100000", *endless)
     metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         assert run.poll() is None, "it ended before it trained"
         time.sleep(0.2)
-    assert len(processes_of(tmp_path)) >= 3  # the shell, the run, its loader
+    assert json.loads((tmp_path / "supervisor.json").read_text())["pid"] == run.pid
+    assert len(processes_of(tmp_path)) >= 3  # the supervisor, the run, its loader
     run.send_signal(signal.SIGTERM)
-    assert run.wait(30) == 128 + signal.SIGTERM
+    assert run.wait(60) == ExitCode.STOPPED
+    last_step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    [manifest] = (tmp_path / "checkpoints").glob("step-*/manifest.json")  # no periodic save was due
+    assert json.loads(manifest.read_text())["step"] == last_step
     gone = time.monotonic() + 10  # the loader's fork server leaves when its pipe closes
     while processes_of(tmp_path) and time.monotonic() < gone:
         time.sleep(0.1)
@@ -56,3 +66,20 @@ def test_the_exit_code_of_a_wrong_configuration_is_passed_on(tmp_path: Path) -> 
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 2
     assert b"clip_norm" in output
+
+
+@pytest.mark.parametrize("names", [("CLOUD_TPU_TASK_ID",), ("TPU_VISIBLE_CHIPS", "TPU_PROCESS_BOUNDS")])
+def test_variables_that_would_change_the_topology_are_refused_by_name(names: tuple[str, ...]) -> None:
+    run = start(**dict.fromkeys(names, "0"))
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 2
+    known = ("TPU_PROCESS_BOUNDS", "TPU_VISIBLE_CHIPS", "TPU_SKIP_MDS_QUERY", "CLOUD_TPU_TASK_ID")
+    assert {name for name in known if name in output.decode()} == set(names)
+
+
+@pytest.mark.parametrize("options", [("--max-restarts", "-1"), ("--grace=soon",), ("--backoff",)])
+def test_the_supervisor_s_options_are_taken_out_of_the_line_and_checked(options: tuple[str, ...]) -> None:
+    run = start(*options)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert options[0].split("=")[0] in output.decode()

@@ -110,7 +110,7 @@ def test_an_exploding_run_stops_with_a_message_and_keeps_finite_weights(train, t
 def test_another_global_batch_is_refused_and_an_explicit_accumulation_resumes(train, tmp_path):
     explicit = ("batch.grad_accum_steps=2", "train.max_steps=2", "train.val_every_steps=null")
     train(tmp_path, *explicit)
-    refused = train(tmp_path, "batch.global_batch_size=4", "batch.grad_accum_steps=4", "train.max_steps=4", code=1)
+    refused = train(tmp_path, "batch.global_batch_size=4", "batch.grad_accum_steps=4", "train.max_steps=4", code=78)
     assert "global_batch" in refused.output
     assert "Traceback" not in refused.output
     gone_on = train(tmp_path, "batch.grad_accum_steps=1", "train.max_steps=3", "runtime.num_processes=2")

@@ -1,19 +1,17 @@
 """Weights & Biases, really written (offline) and really failing: the run notices nothing but a warning."""
 
-import json
 import logging
 import socket
-import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from oct_foundation.tracking import wandb as tracking_wandb
 from oct_foundation.tracking.wandb import WandbSettings, WandbTracker, resolve_mode, start_wandb
+from tests.tracking.wandb_file import records, rows_of, run_files
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -26,40 +24,19 @@ def _no_key_of_this_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def records(path: Path) -> Iterator[object]:
-    """The records of a .wandb file: 7 bytes of header, then chunks in blocks of 32 KiB, as LevelDB's log."""
-    from wandb.proto import wandb_internal_pb2 as pb
-
-    data, position, held = path.read_bytes(), 7, b""
-    while position < len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, size, kind = struct.unpack("<IHB", data[position : position + 7])
-        part, position = data[position + 7 : position + 7 + size], position + 7 + size
-        held = part if kind in (1, 2) else held + part  # 1 whole, 2 first, 3 middle, 4 last
-        if kind in (1, 4):
-            yield pb.Record.FromString(held)
-
-
 def run_file(folder: Path) -> Path:
-    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    [path] = run_files(folder)
     return path
 
 
 def history(folder: Path) -> list[dict]:
-    found = []
-    for record in records(run_file(folder)):
-        if record.WhichOneof("record_type") == "history":
-            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            found.append({name: value for name, value in row.items() if not name.startswith("_")})
-    return found
+    return rows_of(run_file(folder))
 
 
-def tracker(folder: Path, **changes) -> WandbTracker:
+def tracker(folder: Path, goes_on: bool = False, **changes) -> WandbTracker:
     settings = WandbSettings(**{"mode": "offline", **changes})
-    made = start_wandb(settings, folder=folder, run_id="run-1", config={"lr": 0.1, "api_key": "VERY-HIDDEN"})
+    config = {"lr": 0.1, "api_key": "VERY-HIDDEN"}
+    made = start_wandb(settings, folder=folder, run_id="run-1", config=config, goes_on=goes_on)
     assert made is not None
     return made
 
@@ -93,6 +70,30 @@ def test_every_curve_is_drawn_over_our_own_step(tmp_path):
     made.finish({})
     metrics = [record.metric for record in records(run_file(tmp_path)) if record.WhichOneof("record_type") == "metric"]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+
+
+def test_steps_that_are_trained_again_are_not_sent_again(tmp_path):
+    first = tracker(tmp_path, goes_on=True)
+    for step in range(1, 6):
+        first.log({"train/loss": float(step)}, step)
+    first.log({"val/loss": 5.5}, 5)
+    first.finish({})
+    again = tracker(tmp_path, goes_on=True)  # from the checkpoint of step 2
+    for step in range(3, 8):
+        again.log({"train/loss": float(step)}, step)
+        if step == 5:
+            again.log({"val/loss": 5.5}, 5)
+    again.finish({})
+    rows = [rows_of(path) for path in run_files(tmp_path)]
+    assert [[row["step"] for row in one] for one in rows] == [[1, 2, 3, 4, 5, 5], [6, 7]]
+
+
+def test_a_run_started_anew_in_the_same_folder_sends_all_of_it(tmp_path):
+    for goes_on in (True, False):
+        run = tracker(tmp_path, goes_on=goes_on)
+        run.log({"train/loss": 1.0}, 1)
+        run.finish({})
+    assert [len(rows_of(path)) for path in run_files(tmp_path)] == [1, 1]
 
 
 def test_online_without_network_goes_offline_with_one_warning_and_all_rows(tmp_path, monkeypatch, caplog):

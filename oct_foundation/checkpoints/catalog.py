@@ -1,0 +1,161 @@
+"""What lies in a store, read side: checkpoints, whether they are whole, the newest one that is.
+
+A folder without manifest is no checkpoint. Nothing is unpickled before its size and sha256 fit; what does not fit gets
+a note beside it, is never deleted, and the next older one is tried.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from oct_foundation.checkpoints.host_state import read_state, verify
+from oct_foundation.checkpoints.manifest import MANIFEST_FILE, QUARANTINE_FILE, STATE_FILE, CheckpointName, Manifest
+from oct_foundation.checkpoints.store import (
+    CheckpointStore,
+    Conflict,
+    Corrupt,
+    NotFound,
+    ObjectInfo,
+    StoreError,
+    Unavailable,
+)
+
+State = dict[str, Any]
+Found = TypeVar("Found")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """The objects of one checkpoint, committed or not."""
+
+    name: CheckpointName
+    objects: tuple[ObjectInfo, ...]
+
+    def has(self, file: str) -> bool:
+        """Whether one of its objects is `file`."""
+        return any(info.key == self.name.key(file) for info in self.objects)
+
+
+class Surveyed(NamedTuple):
+    """A committed checkpoint, its manifest where that can be read, and what is wrong with it, "" if nothing is."""
+
+    name: CheckpointName
+    manifest: Manifest | None
+    trouble: str
+
+
+class Catalog:
+    """The checkpoints of one store as `reader` (an attempt, for quarantine notes) finds them; nothing is remembered."""
+
+    def __init__(self, store: CheckpointStore, reader: str) -> None:
+        self.store, self.reader = store, reader
+
+    def folders(self) -> list[Folder]:
+        """Every checkpoint that was begun, oldest first."""
+        grouped: dict[CheckpointName, list[ObjectInfo]] = {}
+        for info in self.store.list("step-"):
+            if name := CheckpointName.of_key(info.key):
+                grouped.setdefault(name, []).append(info)
+        return [Folder(name=name, objects=tuple(objects)) for name, objects in sorted(grouped.items())]
+
+    def committed(self) -> list[Folder]:
+        """Those with a manifest, oldest first."""
+        return [folder for folder in self.folders() if folder.has(MANIFEST_FILE)]
+
+    def newest(self, examine: Callable[[CheckpointName], Found]) -> Found | None:
+        """What `examine` makes of the newest checkpoint that it does not find corrupt; None when there is none.
+
+        Raises Corrupt, with every reason, when all are bad.
+        """
+        reasons, num_vanished = [], 0
+        for folder in reversed(self.committed()):
+            if folder.has(QUARANTINE_FILE):
+                reasons.append(f"{folder.name.folder}: in quarantine since an earlier start")
+                continue
+            try:
+                return examine(folder.name)
+            except NotFound:
+                num_vanished += 1
+            except Corrupt as error:
+                self._quarantine(folder.name, str(error))
+                reasons.append(f"{folder.name.folder}: {error}")
+        if num_vanished:  # pruned since the listing, so a newer one is there by now
+            return self.newest(examine)
+        if not reasons:
+            return None
+        raise Corrupt(
+            f"none of the {len(reasons)} checkpoints in {self.store} is intact: {'; '.join(reasons)}. "
+            f"To have one checked again, delete its {QUARANTINE_FILE}; to start afresh, name another folder"
+        )
+
+    def named(self, which: int | CheckpointName) -> tuple[State, Manifest]:
+        """State and manifest of a step (its newest attempt) or of one checkpoint; raises NotFound or Corrupt."""
+        names = [folder.name for folder in self.committed()]
+        wanted = [name for name in names if which in (name, name.step)]
+        if not wanted:
+            steps = sorted({name.step for name in names})
+            raise NotFound(f"{self.store} holds no checkpoint of {which}; committed steps: {steps or 'none'}")
+        name = max(wanted)
+        try:
+            return self.loaded(name)
+        except Corrupt as error:
+            self._quarantine(name, str(error))
+            raise Corrupt(f"{self.store}/{name.folder} is not intact: {error}") from error
+
+    def survey(self, *, verify: bool) -> list[Surveyed]:
+        """Every committed checkpoint, oldest first, with what is wrong with it; see CheckpointManager.survey."""
+        examine = self.verified if verify else self.manifest
+        found = []
+        for folder in self.committed():
+            manifest, trouble = None, "in quarantine" if folder.has(QUARANTINE_FILE) else ""
+            try:
+                manifest = examine(folder.name)
+            except (Corrupt, NotFound) as error:
+                trouble = str(error)
+            found.append(Surveyed(folder.name, manifest, trouble))
+        return found
+
+    def manifest(self, name: CheckpointName) -> Manifest:
+        """Its manifest. Raises NotFound; Corrupt where it is damaged or of another checkpoint."""
+        manifest = Manifest.from_bytes(self.store.get_bytes(name.key(MANIFEST_FILE)))
+        if manifest.name != name or set(manifest.files) != {STATE_FILE}:
+            raise Corrupt(f"its manifest is of {manifest.name.folder} with files {sorted(manifest.files)}")
+        return manifest
+
+    def verified(self, name: CheckpointName) -> Manifest:
+        """Its manifest, after all data was read and compared with it."""
+        manifest = self.manifest(name)
+        self._with_state(name, lambda file: verify(file, manifest.files[STATE_FILE]))
+        return manifest
+
+    def loaded(self, name: CheckpointName) -> tuple[State, Manifest]:
+        """State (tensors on the CPU) and manifest."""
+        manifest = self.manifest(name)
+        return self._with_state(name, lambda file: read_state(file, manifest.files[STATE_FILE])), manifest
+
+    def _with_state(self, name: CheckpointName, use: Callable[[BinaryIO], Found]) -> Found:
+        try:
+            file = self.store.open(name.key(STATE_FILE))
+        except NotFound as error:
+            self.store.get_bytes(name.key(MANIFEST_FILE))  # NotFound again: pruned while we read, which is no damage
+            raise Corrupt(f"its {STATE_FILE} is missing") from error
+        with file:
+            try:
+                return use(file)
+            except OSError as error:
+                raise Unavailable(f"cannot read {self.store}/{name.key(STATE_FILE)}: {error}") from error
+
+    def _quarantine(self, name: CheckpointName, reason: str) -> None:
+        """Leaves a note beside a bad checkpoint, which is never deleted; a read-only place is no obstacle."""
+        _log.warning("checkpoint %s is not intact, it goes into quarantine: %s", name.folder, reason)
+        note = {"reason": reason, "time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "by": self.reader}
+        try:
+            self.store.commit(name.key(QUARANTINE_FILE), json.dumps(note, indent=2).encode() + b"\n")
+        except Conflict:
+            return  # the note of an earlier start stays
+        except StoreError as error:
+            _log.warning("no quarantine note for %s: %s", name.folder, error)

@@ -1,0 +1,195 @@
+"""One rank of a training job: assembles, trains, and says how it ended, to the log, to the summary and by its code."""
+
+import logging
+import math
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from data_setup.index import PreparedSet
+from data_setup.loaders import LoaderError
+from oct_foundation.checkpoints.owner import OwnedElsewhere, TakenOver
+from oct_foundation.checkpoints.store import Corrupt, Denied, NotFound, StoreError, Unavailable
+from oct_foundation.runtime.base import Runtime
+from oct_foundation.runtime.exits import ExitCode, ExitRecord
+from oct_foundation.runtime.lifeline import Lifeline
+from oct_foundation.tracking.console import ConsoleTracker
+from oct_foundation.tracking.jsonl import JsonlTracker
+from oct_foundation.tracking.tracker import FanOut, Tracker
+from oct_foundation.tracking.wandb import start_wandb
+from pretraining.agreement import RanksDifferError, check_ranks_alike, digest
+from pretraining.assemble import Job, assemble
+from pretraining.config import ConfigError
+from pretraining.loop import DivergedError, Run, StoppedError, train
+from pretraining.provenance import git_sha, versions
+from pretraining.state import ResumeError
+
+log = logging.getLogger("octfm")
+
+# What a user can cause, and the code that it ends with: shown as one message, without a traceback. First match wins.
+_EXPECTED: Sequence[tuple[type[Exception], ExitCode]] = (
+    (ConfigError, ExitCode.CONFIG),
+    (RanksDifferError, ExitCode.REFUSED),
+    (ResumeError, ExitCode.REFUSED),
+    (OwnedElsewhere, ExitCode.TAKEN_OVER),
+    (TakenOver, ExitCode.TAKEN_OVER),
+    (Corrupt, ExitCode.REFUSED),
+    (Denied, ExitCode.REFUSED),
+    (NotFound, ExitCode.REFUSED),
+    (Unavailable, ExitCode.FAILED),  # at the start; it may come back. In training the ranks agree on STORAGE
+    (StoreError, ExitCode.STORAGE),
+    (DivergedError, ExitCode.FAILED),
+    (LoaderError, ExitCode.FAILED),
+)
+
+
+def worker(runtime: Runtime, job: Job) -> int:
+    """One rank; returns its exit code, having written down the reason where it is not 0.
+
+    A rank that fails while others train leaves at once and takes them along; one that stops by agreement returns.
+    """
+    set_up_logging(runtime.rank)
+    life = Lifeline(job.life, rank=runtime.rank, world_size=runtime.world_size)
+    try:
+        life.open(runtime.gather)
+        _train_rank(runtime, life, job)
+    except StoppedError as stopped:
+        log.warning("%s", stopped)
+        life.close()
+        ExitRecord(rank=runtime.rank, code=stopped.code, reason=str(stopped), step=life.exit.step).write(job.life.exits)
+        return stopped.code
+    except BaseException as error:  # the rank's top: the others must not wait for it
+        code, reason = _explain(error)
+        if runtime.world_size > 1:
+            life.exit.now(code, reason)
+        life.close()
+        ExitRecord(rank=runtime.rank, code=code, reason=reason, step=life.exit.step).write(job.life.exits)
+        return code
+    life.close()
+    return ExitCode.DONE
+
+
+def _explain(error: BaseException) -> tuple[ExitCode, str]:
+    """Exit code and one line; what no user can cause is shown with its traceback."""
+    for kind, code in _EXPECTED:
+        if isinstance(error, kind):
+            log.error("%s", error)
+            return code, str(error)
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    return ExitCode.FAILED, f"{type(error).__name__}: {error}"
+
+
+def _train_rank(runtime: Runtime, life: Lifeline, job: Job) -> None:
+    """Assembles, trains, and on rank 0 writes the summary, also of a run that failed."""
+    facts = {"git commit": git_sha(), "configuration": digest(job.config.to_yaml()), "versions": versions()}
+    check_ranks_alike(runtime, platform.node(), facts)
+    run = assemble(job, runtime, life, lambda run: make_tracker(job, runtime, run))
+    log.info(
+        "%s; %d ranks; %d samples; steps %d to %d; global batch %d = %d per core x %d ranks x %d accumulated",
+        runtime.describe(),
+        runtime.world_size,
+        run.task.num_train_samples,
+        run.state.step,
+        run.total_steps,
+        run.global_batch,
+        job.config.batch.per_core_batch_size,
+        runtime.world_size,
+        run.accumulation,
+    )
+    outcome = "failed"
+    try:
+        if run.state.step >= run.total_steps:
+            log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.total_steps)
+        else:
+            train(run)
+        outcome = "completed"
+    except StoppedError as stopped:
+        outcome = "stopped, saved" if stopped.code == ExitCode.STOPPED else "stopped, not saved"
+        raise
+    finally:
+        life.watchdog.stop()  # what follows has limits of its own
+        if run.saver is not None:
+            run.saver.close()
+            if run.saver.manager.ownership is not None:
+                run.saver.manager.ownership.release()
+        summary = summarise(run, job, outcome)
+        if runtime.rank == 0:  # before the tracker: W&B may take its time
+            job.folder.write_summary(summary)
+            log.info("%s: %s", outcome, job.folder.summary)
+        run.tracker.finish(summary)
+
+
+def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
+    """On global rank 0 the file, the console and W&B; nothing elsewhere: one job is one run."""
+    if runtime.rank != 0:
+        return FanOut([])
+    trackers: list[Tracker] = [JsonlTracker(job.folder.metrics, attempt=job.attempt, resumed_step=run.start_step)]
+    if (terminal := job.terminal()) is not None:  # a bar for the person, plain lines for the log
+        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=terminal))
+        lines = job.folder.log.open("a", buffering=1)
+        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step, stream=lines))
+    else:
+        trackers.append(ConsoleTracker(run.total_steps, start_step=run.start_step))
+    settings = replace(job.config.wandb, run_name=job.config.wandb.run_name or job.folder.path.name)
+    # A resumed run is the one that its checkpoint names, also where the folder is another.
+    run_id = run.saver.manager.run_id if run.saver else job.folder.run_id
+    guest = start_wandb(
+        settings,
+        folder=job.folder.path,
+        run_id=run_id,
+        config=job.config.to_dict(),
+        goes_on=job.config.checkpoint.resume,
+    )
+    return FanOut([*trackers, *([guest] if guest else [])])
+
+
+def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
+    """What summary.json holds."""
+    prepared = PreparedSet.load(job.prepared)
+    finals = {name: value if math.isfinite(value) else str(value) for name, value in sorted(run.last.items())}
+    return {
+        "outcome": outcome,
+        "steps": run.state.step,
+        "start_step": run.start_step,
+        "total_steps": run.total_steps,
+        "samples_seen": run.state.samples_seen,
+        "final": finals,
+        "trainable_parameters": sum(p.numel() for p in run.state.model.parameters() if p.requires_grad),
+        "train_step_graphs": run.train_graphs,
+        "graphs_compiled": run.runtime.graphs_compiled(),
+        "volumes": {"train": run.task.num_train_samples, "accepted": len(prepared.accepted())},
+        "bad_files": prepared.bad_by_reason(),
+        "input": run.task.input_counts(),
+        "checkpoints": _saving(run),
+        "device": run.runtime.describe(),
+        "runtime": run.runtime.kind,
+        "world_size": run.runtime.world_size,
+        "precision": run.config.train.precision,
+        "peak_memory_bytes": run.runtime.memory_bytes(),
+        "wall_seconds": run.stopwatch.split(),
+        "host": platform.platform(),
+        "versions": versions(),
+        "git_sha": git_sha(),
+    }
+
+
+def _saving(run: Run) -> dict[str, float] | None:
+    """Saves that failed or were skipped, and what the last one took from training; None on ranks that do not save."""
+    if (saver := run.saver) is None:
+        return None
+    return {"failed": saver.num_failed, "skipped": saver.num_skipped, "last_stall_s": saver.stall_s}
+
+
+def set_up_logging(rank: int = 0) -> None:
+    """Plain lines on stderr, with the time, and the rank where it is not 0."""
+    who = f" rank {rank}" if rank else ""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s{who} %(levelname).1s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
