@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Pretrain with one command:  bash run_tpu_xla.sh CONFIG.yaml [key=value ...] [--device xla|cuda|cpu]
+#                                  [--max-restarts N] [--backoff SECONDS] [--grace SECONDS]
 #
 # Makes the environment in .venv where there is none (or uses the Python named by OCTFM_PYTHON), takes the TPU if there
 # is one, else CUDA, else XLA on the CPU, and trains. Log, metrics and checkpoints are in the run folder, which is
-# output_dir=... or runs/<name>-<time>. TERM and INT go to every process of the run; its exit code is returned.
+# output_dir=... or runs/<name>-<time>. A run that fails or is preempted starts again (5 times without progress, 10 s,
+# 20 s ... apart) and goes on from its newest checkpoint. TERM or Ctrl-C: it saves and ends with 75, or is killed after
+# 60 s or at a second signal. The exit code is the run's: docs/decisions/008-never-lose-a-run.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 case "${1:-}" in
     "" ) usage >&2; exit 2 ;;
     -h | --help ) usage; exit 0 ;;
@@ -21,13 +24,26 @@ else
 fi
 
 # Left over from a preflight or a login shell, these would give the chips another topology than they have.
-if [[ -n "${TPU_PROCESS_BOUNDS:-}${TPU_VISIBLE_CHIPS:-}${TPU_SKIP_MDS_QUERY:-}" ]]; then
-    echo "run_tpu_xla.sh: unset TPU_PROCESS_BOUNDS, TPU_VISIBLE_CHIPS and TPU_SKIP_MDS_QUERY: with them the run would" \
-        "not see the chips as they are" >&2
+stray=()
+for name in TPU_PROCESS_BOUNDS TPU_VISIBLE_CHIPS TPU_SKIP_MDS_QUERY CLOUD_TPU_TASK_ID; do
+    if [[ -n "${!name:-}" ]]; then stray+=("$name"); fi
+done
+if ((${#stray[@]})); then
+    echo "run_tpu_xla.sh: unset ${stray[*]}; with these set the run would not see the chips as they are" >&2
     exit 2
 fi
 
-export OCTFM_STARTED="${OCTFM_STARTED:-$(date +%Y%m%d-%H%M%S)}"
+supervisor=("$PYTHON" -m pretraining.supervise)
+training=()
+while (($#)); do
+    case "$1" in
+        --max-restarts | --backoff | --grace ) supervisor+=("${@:1:2}"); shift $(($# > 1 ? 2 : 1)) ;;
+        --max-restarts=* | --backoff=* | --grace=* ) supervisor+=("$1"); shift ;;
+        * ) training+=("$1"); shift ;;
+    esac
+done
+set -- ${training[@]+"${training[@]}"}
+
 command=("$PYTHON" -m pretraining.train "$@")
 # One process per GPU. torch-xla starts its own processes, one per chip.
 gpus=0
@@ -38,16 +54,6 @@ if ((gpus > 1)); then
     command=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$gpus" -m pretraining.train "$@")
 fi
 
-# Job control gives the run a process group of its own: all of the run, and nothing else.
-set -m
-"${command[@]}" &
-run=$!
-set +m
-trap 'kill -TERM -- "-$run" 2> /dev/null || true' TERM
-trap 'kill -INT -- "-$run" 2> /dev/null || true' INT
-code=0
-while kill -0 "$run" 2> /dev/null; do
-    code=0
-    wait "$run" || code=$?
-done
-exit "$code"
+export OCTFM_STARTED="${OCTFM_STARTED:-$(date +%Y%m%d-%H%M%S)}"
+# The supervisor takes the place of this shell: its pid is the one to signal.
+exec "${supervisor[@]}" -- "${command[@]}"

@@ -13,6 +13,7 @@ from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.manager import CheckpointManager
 from oct_foundation.checkpoints.opening import open_store, probe
 from oct_foundation.checkpoints.owner import Ownership
+from oct_foundation.checkpoints.random_state import seed_host
 from oct_foundation.checkpoints.sharing import ranks_without
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
@@ -57,6 +58,7 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     of another run.
     """
     config = job.config
+    seed_host(config.seed)
     prepared = PreparedSet.load(job.prepared)
     accumulation = config.batch.accumulation(runtime.world_size)
     task = VJEPATask(config, prepared)

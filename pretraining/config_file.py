@@ -1,6 +1,7 @@
 """YAML and key=value overrides -> a frozen dataclass, or one readable error. The only file that knows OmegaConf.
 
-Strict to the last key: an unknown key names its neighbours, a wrong type names the key.
+Strict to the last key: an unknown key names its neighbours, a wrong type names the key. A secret is refused, and no
+message shows it: the configuration goes to config.yaml, to every checkpoint and to the tracker.
 """
 
 import dataclasses
@@ -13,7 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from oct_foundation.tracking.redact import is_secret, looks_secret
+
 _Settings = TypeVar("_Settings")
+_SECRETS_BELONG = (
+    "Secrets come from the environment only: WANDB_API_KEY for W&B, HF_TOKEN for Hugging Face, "
+    "GOOGLE_APPLICATION_CREDENTIALS (the path of a file) for Google. Remove it here, and if others could read it, "
+    "replace it there"
+)
 
 
 class ConfigError(ValueError):
@@ -39,14 +47,18 @@ def load_settings(
         raise ConfigError(f"config {path} does not exist" + _beside(path))
     given: list[DictConfig] = []
     try:
-        dotlist = [_spelled_out(item, short_names or {}) for item in overrides]
+        typed = OmegaConf.from_dotlist([_spelled_out(item, short_names or {}) for item in overrides])
         given = [OmegaConf.load(path)] if path else []  # type: ignore[list-item]
+        for source in (*given, typed):
+            _refuse_secrets(OmegaConf.to_container(source))
         if known_keys_only:
             given = [_within(schema, source) for source in given]
-        given.append(OmegaConf.from_dotlist(dotlist))
+        given.append(typed)
         merged = OmegaConf.merge(OmegaConf.structured(schema), *given)
         absent = {key: value for key, value in (defaults or {}).items() if OmegaConf.select(merged, key) is None}
-        settings = OmegaConf.to_object(OmegaConf.merge(merged, absent))
+        merged = OmegaConf.merge(merged, absent)
+        _refuse_secrets(OmegaConf.to_container(merged, resolve=True))  # with what interpolations have brought
+        settings = OmegaConf.to_object(merged)
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise ConfigError(f"{where}: unknown key {error.full_key!r}{_nearest(str(error.full_key), schema)}") from None
     except MissingMandatoryValue as error:
@@ -62,6 +74,20 @@ def load_settings(
     return settings
 
 
+def _refuse_secrets(node: object, key: str = "") -> None:
+    """Raises ConfigError, which names the key and not the value, for a secret in nested dicts and lists."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _refuse_secrets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _refuse_secrets(value, key)
+    elif is_secret(key, node):
+        raise ConfigError(f"{key} has the name of a secret, and a value (not shown). {_SECRETS_BELONG}")
+    elif looks_secret(node):
+        raise ConfigError(f"the value of {key} looks like a secret (not shown). {_SECRETS_BELONG}")
+
+
 def to_yaml(settings: Any) -> str:
     """The settings as YAML that `load_settings` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
@@ -70,6 +96,9 @@ def to_yaml(settings: Any) -> str:
 def _spelled_out(override: str, short_names: Mapping[str, str]) -> str:
     """`max_steps=20` as `train.max_steps=20`; raises ConfigError for what is no key=value."""
     key, equals, value = override.partition("=")
+    if looks_secret(key) or (not equals and is_secret(key, key)):
+        raise ConfigError(f"an override looks like a secret (not shown). {_SECRETS_BELONG}")
+    _refuse_secrets(value, key)  # before anything that is wrong with it is told
     if not equals:
         raise ConfigError(f"override {override!r} is not of the form key=value, for example train.max_steps=10")
     return f"{short_names.get(key, key)}={value}"

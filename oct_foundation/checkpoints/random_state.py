@@ -14,6 +14,13 @@ _PYTHON_VERSION = 3  # first entry of random.getstate(): the layout that CPython
 _NUMPY_GENERATOR = "MT19937"
 
 
+def seed_host(seed: int) -> None:
+    """Starts all three from `seed`: whatever a library draws from them, two equal runs draw the same."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def capture_random_state() -> dict[str, Any]:
     """The present states: {"python": {...}, "numpy": {...}, "torch": uint8 [n]}. Nothing is drawn."""
     version, words, gauss_next = random.getstate()

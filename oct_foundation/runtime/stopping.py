@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -22,6 +23,8 @@ from oct_foundation.runtime.rank_exit import RankExit
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 # Google's Spot machines are taken 30 s after the notice; what is not durable by then is lost.
 GRACE_S = 30.0
+# A machine that shuts down signals every process, and so does the supervisor: one request that arrives twice.
+DOUBLED_S = 2.0
 
 
 class StopRequest:
@@ -33,6 +36,7 @@ class StopRequest:
     def __init__(self, exit: RankExit, grace_s: float = GRACE_S) -> None:
         self._exit, self._grace_s = exit, grace_s
         self._asked = threading.Event()
+        self._asked_at = 0.0
         self._lock = threading.Lock()
         self.reason, self.saved = "", False
 
@@ -42,11 +46,13 @@ class StopRequest:
         return self._asked.is_set()
 
     def ask(self, reason: str) -> None:
-        """The first call sets the flag and starts the grace; the second one ends the process."""
+        """The first call sets the flag and starts the grace; a second one, not right after it, ends the process."""
         with self._lock:
             if self.asked:
-                self._leave(f"asked to stop twice ({reason})")
-            self.reason = reason
+                if time.monotonic() - self._asked_at > DOUBLED_S:
+                    self._leave(f"asked to stop twice ({reason})")
+                return
+            self.reason, self._asked_at = reason, time.monotonic()
             self._asked.set()
         timer = threading.Timer(self._grace_s, self._leave, [f"not done {self._grace_s:.0f} s after {reason}"])
         timer.daemon = True
@@ -122,12 +128,14 @@ def unblock_stop_signals() -> None:
 
 
 def forward_to_ranks() -> Callable[[str], None]:
-    """For the launcher: the first request asks every rank, the second one kills them."""
-    asked = threading.Event()
+    """For the launcher: the first request asks every rank, a second one, not right after it, kills them."""
+    asked_at: list[float] = []
 
     def forward(name: str) -> None:
-        how = signal.SIGKILL if asked.is_set() else signal.SIGUSR1
-        asked.set()
+        if asked_at and time.monotonic() - asked_at[0] < DOUBLED_S:
+            return
+        how = signal.SIGKILL if asked_at else signal.SIGUSR1
+        asked_at.append(time.monotonic())
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, how)

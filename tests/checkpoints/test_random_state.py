@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oct_foundation.checkpoints.host_state import check_on_host
-from oct_foundation.checkpoints.random_state import capture_random_state, restore_random_state
+from oct_foundation.checkpoints.random_state import capture_random_state, restore_random_state, seed_host
 
 
 def draws() -> list[float]:
@@ -63,3 +63,12 @@ def test_a_state_with_a_generator_missing_sets_none():
     with pytest.raises(ValueError, match=r"lacks \['numpy'\]"):
         restore_random_state({name: value for name, value in state.items() if name != "numpy"})
     assert draws() == expected
+
+
+def test_equal_seeds_draw_alike_from_every_generator_and_others_do_not():
+    drawn = []
+    for seed in (7, 7, 8):
+        seed_host(seed)
+        drawn.append(draws())
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0][:6]) & set(drawn[2][:6])

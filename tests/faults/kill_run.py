@@ -24,7 +24,6 @@ from oct_foundation.checkpoints.manager import CheckpointManager, CheckpointSett
 from tests.tracking.wandb_file import records, rows_of, run_files
 
 PROJECT = Path(__file__).resolve().parents[2]
-START_S = 5.0  # until the first step, on a quiet machine
 
 
 @dataclass(kw_only=True)
@@ -56,11 +55,14 @@ def kill_and_compare(scratch: Path, *, kills: int, steps: int, seed: int, settin
     began, outcome, rng = time.monotonic(), Outcome(), random.Random(seed)
     every = (f"train.max_steps={steps}", "checkpoint.every_steps=3", "train.log_every_steps=1", *settings)
     calm, killed, cache = scratch / "calm", scratch / "killed", scratch / "prepared"
+    calm_began = time.time()
     code = start(calm, cache, *every).wait(timeout=600)
     if code:
         raise RuntimeError(f"the undisturbed run ended with {code}: {(scratch / 'calm.log').read_text()[-3000:]}")
     supervisor = start(killed, cache, *every)
-    lifetime_s = 2 * (START_S + _seconds_of(calm) / max(1, kills))
+    times = [row["time"] for row in _rows(calm)]
+    # From the first import to a share of the training that leaves something for the last kill.
+    lifetime_s = times[0] - calm_began + 2 * (times[-1] - times[0]) / kills
     last_job = 0
     while supervisor.poll() is None:
         if len(outcome.kills) < kills and (job := _next_job(killed, supervisor, last_job)):
@@ -113,11 +115,6 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _last_step(folder: Path) -> int:
     return max((row["step"] for row in _rows(folder)), default=0)
-
-
-def _seconds_of(folder: Path) -> float:
-    times = [row["time"] for row in _rows(folder)]
-    return times[-1] - times[0]
 
 
 def _compare(calm: Path, killed: Path, outcome: Outcome) -> None:

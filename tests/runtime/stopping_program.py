@@ -1,7 +1,7 @@
 """Processes for test_stopping: `stopping_program.py KIND FOLDER`. Each says READY, then what it has heard.
 
 rank: the main thread is the rank. early: signals before the ranks exist. spawned: the rank runs in a thread of a pool's
-process, as under xmp.spawn. patient, saved, spawned-patient: the rank never looks at the flag.
+process, as under xmp.spawn. patient, very patient, saved, spawned-patient: the rank never looks at the flag.
 """
 
 import multiprocessing
@@ -56,6 +56,8 @@ def main(kind: str, folder: Path) -> int:
                 return pool.submit(in_a_thread, folder, kind == "spawned").result()
         case "rank":
             return rank(folder)
+        case "very patient":
+            return rank(folder, looks=False)
         case "patient":
             return rank(folder, grace_s=1.0, looks=False)
         case "saved":

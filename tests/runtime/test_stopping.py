@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from oct_foundation.runtime.exits import ExitCode, read_exits
+from oct_foundation.runtime.stopping import DOUBLED_S
 
 PROGRAM = Path(__file__).with_name("stopping_program.py")
 PROJECT = PROGRAM.parents[2]
@@ -68,8 +69,11 @@ def test_a_rank_that_does_not_come_leaves_after_its_grace(tmp_path: Path, kind: 
 
 
 def test_a_second_request_ends_the_rank_at_once(tmp_path: Path) -> None:
-    process = start("patient", tmp_path)
+    process = start("very patient", tmp_path)
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # the machine and the supervisor, at one moment: one request
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(DOUBLED_S + 0.5)
     process.send_signal(signal.SIGINT)
     assert end_of(process)[0] == ExitCode.STOPPED_UNSAVED
     assert "twice" in read_exits(tmp_path)[0].reason
@@ -79,7 +83,7 @@ def test_a_second_request_to_the_launcher_kills_its_ranks(tmp_path: Path) -> Non
     process = start("spawned-patient", tmp_path)
     process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)  # the rank has 20 s
+        process.wait(DOUBLED_S + 0.5)  # the rank has 20 s
     process.send_signal(signal.SIGINT)
     assert end_of(process)[0] == 1
     assert read_exits(tmp_path) == [], "a killed rank writes nothing"
