@@ -125,6 +125,7 @@ class TrainBatches:
             prefetch_factor=self._settings.prefetch_factor if workers else None,
             timeout=_POLL_S if workers else 0,
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # from the global one each restart would draw once more
         )
 
     def _count(self, batch: JEPABatch, replaced: list[list[str]]) -> None:

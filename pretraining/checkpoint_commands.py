@@ -3,15 +3,19 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from oct_foundation.checkpoints.catalog import Catalog, Surveyed
 from oct_foundation.checkpoints.export import export
-from oct_foundation.checkpoints.gcs import GcsStore
-from oct_foundation.checkpoints.local import LocalStore
-from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, parse_ckpt_dir
-from oct_foundation.checkpoints.manager import CheckpointManager, Surveyed
-from oct_foundation.checkpoints.retention import CheckpointSettings, best_of
-from oct_foundation.checkpoints.store import CheckpointStore, StoreError
+from oct_foundation.checkpoints.location import LocalPath, parse_ckpt_dir
+from oct_foundation.checkpoints.manager import CheckpointManager
+from oct_foundation.checkpoints.manifest import Manifest
+from oct_foundation.checkpoints.opening import open_store
+from oct_foundation.checkpoints.retention import CheckpointSettings, ranked
+from oct_foundation.checkpoints.store import CheckpointStore, Corrupt, NotFound, StoreError
 
 EXIT_TROUBLE, EXIT_CONFIG = 1, 2
 
@@ -19,11 +23,9 @@ EXIT_TROUBLE, EXIT_CONFIG = 1, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one action; 0 done, 1 something is not intact, 2 a wrong call."""
     arguments = _parser().parse_args(argv)
-    settings = CheckpointSettings(
-        keep_last=getattr(arguments, "keep_last", 1), best_metric=arguments.metric, best_mode=arguments.mode
-    )
     try:
-        store = open_store(arguments.run)
+        store = _open(arguments.run)
+        settings = _settings(store, arguments)
         manager = CheckpointManager(store, settings, run_id="")
         match arguments.action:
             case "list":
@@ -49,32 +51,47 @@ def _parser() -> argparse.ArgumentParser:
         ("list", "steps, times, metrics and sizes; reads manifests only"),
         ("verify", "read everything and compare sizes and sha256"),
         ("export", "best_checkpoint.pt, and the EMA encoder as safetensors with its configuration"),
-        ("prune", "delete all but the last ones and the best"),
+        ("prune", "delete all but the last, the best and every n-th, as the run's configuration says"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("run", help="run folder, folder of checkpoints, or gs://bucket/prefix")
-        action.add_argument("--metric", default="val/loss", help="what the best one is chosen by (default: val/loss)")
-        action.add_argument("--mode", choices=("min", "max"), default="min", help="which way is better")
+        action.add_argument("--metric", dest="best_metric", help="what the best one is chosen by (default: the run's)")
+        action.add_argument("--mode", dest="best_mode", choices=("min", "max"), help="which way is better")
         if name == "export":
             action.add_argument("--step", type=int, help="this step instead of the best one")
             action.add_argument("--to", type=Path, help="folder (default: RUN/export, for a bucket ./export)")
         if name == "prune":
-            action.add_argument("--keep-last", type=int, default=3, help="how many of the newest stay (default: 3)")
+            action.add_argument("--keep-last", type=int, help="how many of the newest stay (default: the run's)")
+            action.add_argument("--keep-best", type=int, help="how many of the best stay, 0: none")
+            action.add_argument("--keep-every", type=int, metavar="N", help="every N-th optimizer step stays")
+            action.set_defaults(every_steps=None)
     return parser
 
 
-def open_store(run: str) -> CheckpointStore:
+def _open(run: str) -> CheckpointStore:
     """The store of a run folder, of a folder of checkpoints, or of a bucket; raises ValueError where there is none."""
-    match parse_ckpt_dir(run):
-        case GcsUri() as uri:
-            return GcsStore(uri)
-        case LocalPath(path=path):
-            inside = path / "checkpoints"
-            if not path.is_dir():
-                raise ValueError(f"{path} is no folder; give a run folder, or gs://bucket/prefix")
-            return LocalStore(inside if inside.is_dir() else path)
-        case Disabled():
-            raise ValueError(f"{run!r} names no run; give a run folder, or gs://bucket/prefix")
+    location = parse_ckpt_dir(run, key="RUN")
+    if location is None:
+        raise ValueError(f"{run!r} names no run; give a run folder, or gs://bucket/prefix")
+    if isinstance(location, LocalPath):
+        if not location.path.is_dir():
+            raise ValueError(f"{location.path} is no folder; give a run folder, or gs://bucket/prefix")
+        if (inside := location.path / "checkpoints").is_dir():
+            location = LocalPath(path=inside)
+    return open_store(location)
+
+
+def _settings(store: CheckpointStore, arguments: argparse.Namespace) -> CheckpointSettings:
+    """What the call says of the metric and of what stays; else what the run's newest checkpoint says it was told."""
+    own: dict[str, Any] = {}
+    catalog = Catalog(store, reader="")
+    for folder in reversed(catalog.committed()):
+        with suppress(Corrupt, NotFound):
+            own = catalog.manifest(folder.name).facts.get("config", {}).get("checkpoint", {})
+            break
+    asked = {field.name: vars(arguments)[field.name] for field in fields(CheckpointSettings) if field.name in arguments}
+    known = {name: own[name] for name in asked if name in own}
+    return CheckpointSettings(**known | {name: value for name, value in asked.items() if value is not None})
 
 
 def _print(found: list[Surveyed], settings: CheckpointSettings) -> int:
@@ -82,7 +99,7 @@ def _print(found: list[Surveyed], settings: CheckpointSettings) -> int:
     if not found:
         print("no checkpoint")
         return 0
-    best = best_of([one.manifest for one in found if one.manifest and not one.trouble], settings)
+    best = _best(found, settings)
     for name, manifest, trouble in found:
         if manifest is None:
             print(f"step {name.step:>8}  {name.attempt}  NOT INTACT: {trouble}")
@@ -96,11 +113,15 @@ def _print(found: list[Surveyed], settings: CheckpointSettings) -> int:
     return EXIT_TROUBLE if any(one.trouble for one in found) else 0
 
 
+def _best(found: list[Surveyed], settings: CheckpointSettings) -> Manifest | None:
+    sound = [one.manifest for one in found if one.manifest and not one.trouble]
+    return next(iter(ranked(sound, settings)), None)
+
+
 def _export(manager: CheckpointManager, arguments: argparse.Namespace, settings: CheckpointSettings) -> int:
     step = arguments.step
     if step is None:
-        manifests = [one.manifest for one in manager.survey(verify=False) if one.manifest and not one.trouble]
-        best = best_of(manifests, settings)
+        best = _best(manager.survey(verify=False), settings)
         step = best.step if best else None
     found = manager.restore(step)
     if found is None:

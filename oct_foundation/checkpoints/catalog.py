@@ -25,6 +25,7 @@ from oct_foundation.checkpoints.store import (
 
 State = dict[str, Any]
 Found = TypeVar("Found")
+_LOOKS = 3  # before "there is none" is believed; one in 1,700 was wrong with a writer that saves without pause
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +73,9 @@ class Catalog:
         Raises Corrupt, with every reason, when all are bad.
         """
         reasons, num_vanished = [], 0
-        for folder in reversed(self.committed()):
+        # A listing is no snapshot: the last one may be pruned behind it while its successor appears before it.
+        committed = next((found for _ in range(_LOOKS) if (found := self.committed())), [])
+        for folder in reversed(committed):
             if folder.has(QUARANTINE_FILE):
                 reasons.append(f"{folder.name.folder}: in quarantine since an earlier start")
                 continue

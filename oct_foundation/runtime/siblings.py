@@ -42,7 +42,8 @@ class Siblings:
     """One rank's end of the exchange. `beat_s`: between two looks; `silence_s`: a rank without a sign of life is lost.
 
     20 s, because a thread cannot beat while another one holds the GIL: loading a large library from a slow disk or
-    unpickling an index may take 10 s, and on one host the launcher sees a death within a second anyway.
+    unpickling an index may take 10 s. On one host the launcher mostly sees a death at once, but not always: a pool of
+    CPython 3.11 may not watch the process that it has started last.
     """
 
     def __init__(

@@ -6,15 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oct_foundation.checkpoints.location import Disabled, GcsUri, LocalPath, bucket_problem, parse_ckpt_dir
+from oct_foundation.checkpoints.location import GcsUri, LocalPath, bucket_problem, parse_ckpt_dir
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "None", "none", "NONE", " none ", "null", "Null", "~", " ~\n"])
-def test_unset_values_disable_checkpoints_and_say_so(value):
-    found = parse_ckpt_dir(value)
-    assert isinstance(found, Disabled)
-    assert found.reason in (f"ckpt_dir is {value!r}", "ckpt_dir is null")
-    assert "\n" not in found.reason
+def test_unset_values_name_no_place(value):
+    assert parse_ckpt_dir(value) is None
 
 
 @pytest.mark.parametrize(
@@ -101,11 +98,28 @@ def test_buckets(value, bucket, prefix):
     ],
 )
 def test_everything_else_is_refused_by_name_with_the_allowed_forms(value):
-    with pytest.raises(ValueError, match="ckpt_dir is") as refusal:
+    with pytest.raises(ValueError, match=r"checkpoint\.ckpt_dir is") as refusal:
         parse_ckpt_dir(value)
     assert repr(value) in str(refusal.value)
     for form in ("a local path", "file:///", "gs://bucket/prefix", "null"):
         assert form in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("gs://None/x", "'None' is no bucket name: it looks like a value that was never set"),
+        ("gs:///x", "'' is no bucket name: it looks like a value that was never set"),
+        ("gs:/bucket/x", "gs: takes two slashes"),
+        ("${output_dir}/x", "a variable in it was not expanded"),
+        ("../x", "'..' is not taken"),
+        ("s3://bucket/x", "scheme 's3' is unknown"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(value, why):
+    with pytest.raises(ValueError, match="RUN is") as refusal:
+        parse_ckpt_dir(value, key="RUN")
+    assert why in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +159,5 @@ def test_no_text_ever_becomes_a_place_called_none(value):
             assert not {"none", "null", ".."} & {part.lower() for part in path.parts}
         case GcsUri(bucket=bucket):
             assert bucket_problem(bucket) is None
-        case Disabled():
+        case None:
             assert value is None or value.strip().lower() in {"", "none", "null", "~"}

@@ -322,7 +322,7 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
 
 def test_the_one_resumed_from_stays(tmp_path):
     save(tmp_path, 10, 20)
-    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=False))
+    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=0))
     resumed.restore(10)
     resumed.save(30, state(30), {}, {})
     resumed.save(40, state(40), {}, {})
@@ -331,7 +331,7 @@ def test_the_one_resumed_from_stays(tmp_path):
 
 def test_after_going_back_the_new_save_stays_though_older_attempts_were_further(tmp_path):
     save(tmp_path, 10, 90)
-    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=False))
+    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=0))
     resumed.restore(10)
     resumed.save(20, state(20), {}, {})
     assert resumed.steps() == [10, 20, 90]
@@ -340,7 +340,7 @@ def test_after_going_back_the_new_save_stays_though_older_attempts_were_further(
 def test_a_damaged_newer_one_does_not_push_out_the_newest_intact(tmp_path):
     save(tmp_path, 10, 20)
     flip(folder(tmp_path, 20) / "state.pt", 2000)
-    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=False))
+    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=0))
     found = resumed.latest_intact()
     assert found is not None
     assert found.step == 10
@@ -353,7 +353,7 @@ def test_what_is_in_quarantine_takes_no_place_among_the_last_ones(tmp_path):
     save(tmp_path, 10, 20)
     flip(folder(tmp_path, 20) / "state.pt", 2000)
     assert restored_step(tmp_path) == 10  # an earlier start: this one's protection ends with it
-    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=2, keep_best=False))
+    resumed = manager(tmp_path, "a2", settings=CheckpointSettings(every_steps=1, keep_last=2, keep_best=0))
     resumed.save(30, state(30), {}, {})
     assert resumed.steps() == [10, 30]
     assert folder(tmp_path, 20).exists()
@@ -387,7 +387,7 @@ class Overtaken(LocalStore):
     def overtake(self, by: str) -> None:
         if by == self.before:
             self.before = ""
-            wishes = CheckpointSettings(every_steps=1, keep_last=1, keep_best=False)
+            wishes = CheckpointSettings(every_steps=1, keep_last=1, keep_best=0)
             manager(self.root, "other", settings=wishes).save(20, state(20), {}, {})
 
     def get_bytes(self, key):
@@ -411,7 +411,7 @@ def test_a_reader_that_is_overtaken_looks_again_and_calls_nothing_corrupt(tmp_pa
 
 
 def test_a_reader_always_finds_an_intact_one_while_another_process_saves_and_prunes(tmp_path):
-    saver = manager(tmp_path, settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=False))
+    saver = manager(tmp_path, settings=CheckpointSettings(every_steps=1, keep_last=1, keep_best=0))
     saver.save(1, state(1), {}, {})
     seen: list[int | None] = []
     done = threading.Event()

@@ -3,6 +3,8 @@
 import io
 import os
 import secrets
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +199,13 @@ def test_keys_that_could_leave_the_place_are_refused(store, key):
         store.commit(key, b"")
     with pytest.raises(ValueError, match="store key"):
         store.delete(key)
+
+
+def test_the_room_is_that_of_the_disk_and_asking_makes_nothing(store, tmp_path):
+    free = store.free_bytes()
+    assert free is not None
+    assert 0 < free <= max(shutil.disk_usage(folder).total for folder in (tmp_path, tempfile.gettempdir()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sweep_spares_objects(store):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,59 @@ def test_export_of_a_step_goes_where_it_is_told(run: Path, tmp_path: Path) -> No
     assert load_file(tmp_path / "given" / "encoder.safetensors")["w"][0, 0] == 10
 
 
-def test_prune_keeps_the_last_and_the_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prune", str(run), "--keep-last", "1"]) == 0
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["20", "40"]
-    assert not list((run / "checkpoints").glob("step-00000010-*"))
+@pytest.mark.parametrize(
+    ("flags", "left"),
+    [
+        (["--keep-last", "1"], ["20", "40"]),
+        (["--keep-last", "1", "--keep-best", "2"], ["20", "30", "40"]),
+        (["--keep-last", "1", "--keep-best", "0"], ["40"]),
+        ([], ["20", "30", "40"]),
+    ],
+)
+def test_prune_keeps_what_it_is_told(
+    run: Path, flags: list[str], left: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", str(run), *flags]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == left
+    assert len(list((run / "checkpoints").glob("step-*"))) == len(left)
+
+
+def test_prune_list_and_export_go_by_the_wishes_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wishes = {
+        "every_steps": 10,
+        "keep_last": 1,
+        "keep_best": 1,
+        "keep_every": 20,
+        "best_metric": "f1",
+        "best_mode": "max",
+    }
+    manager = CheckpointManager(LocalStore(tmp_path), CheckpointSettings(keep_last=9), run_id="r")
+    for step, f1 in ((10, 0.9), (20, 0.1), (30, 0.2), (40, 0.3), (50, 0.4)):
+        weights = {"target_encoder.w": torch.full((2,), float(step))}
+        manager.save(step, {"model": weights}, {"f1": f1}, {"config": {"checkpoint": wishes}})
+    assert main(["list", str(tmp_path)]) == 0
+    assert "f1 0.9" in capsys.readouterr().out.splitlines()[0]
+    assert main(["prune", str(tmp_path)]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["10", "20", "40", "50"]
+    assert main(["export", str(tmp_path)]) == 0
+    assert load_file(tmp_path / "export" / "encoder.safetensors")["w"][0] == 10
+    assert main(["export", str(tmp_path), "--mode", "min"]) == 0
+    assert load_file(tmp_path / "export" / "encoder.safetensors")["w"][0] == 20
+    assert main(["prune", str(tmp_path), "--keep-every", "7"]) == 2
+    assert "keep_every is 7, but steps are saved every 10" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_the_last_one_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run)]) == 0
+    before = {path.name: path.read_bytes() for path in (run / "export").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        assert main(["export", str(run), "--step", "10"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (run / "export").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -82,7 +132,7 @@ def test_prune_keeps_the_last_and_the_best(run: Path, capsys: pytest.CaptureFixt
     [
         (["list", "/no/such/run"], "is no folder"),
         (["list", "None"], "names no run"),
-        (["list", "gs://None/x"], "no bucket name"),
+        (["list", "gs://None/x"], "RUN is 'gs://None/x': 'None' is no bucket name"),
         (["export", "RUN", "--step", "11"], r"committed steps: [10, 20, 30, 40]"),
     ],
 )

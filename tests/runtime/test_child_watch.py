@@ -28,11 +28,18 @@ def rest(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def break_a_pool(signal_number: int, size_bytes: int) -> None:
+    with ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
+        pool.submit(rest, 30)
+        broken = pool.submit(grow_and_die, size_bytes, signal_number)
+        time.sleep(0.3)
+        pool.submit(rest, 0)  # CPython 3.11 may not watch the process it has started last until it is woken once more
+        broken.result()
+
+
 def watch_a_pool_die(watch: ChildWatch, signal_number: int, size_bytes: int = 100 * MIB) -> str | None:
-    with watch, pytest.raises(BrokenProcessPool), ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
-        others = pool.submit(rest, 30)
-        pool.submit(grow_and_die, size_bytes, signal_number).result()
-        others.result()
+    with watch, pytest.raises(BrokenProcessPool):
+        break_a_pool(signal_number, size_bytes)
     return watch.post_mortem()
 
 
@@ -109,6 +116,7 @@ def test_a_child_that_was_only_asked_to_end_is_named_when_nothing_else_happened(
     with ChildWatch(look_s=0.05) as watch:
         child = SPAWN.Process(target=rest, args=(30,))
         child.start()
+        time.sleep(0.3)  # some looks: a child that was never seen alive cannot be named
         child.terminate()
         child.join()
     assert "was killed by signal 15 (SIGTERM)." in watch.post_mortem()

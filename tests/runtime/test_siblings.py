@@ -15,6 +15,8 @@ from oct_foundation.runtime.watchdog import Watchdog, WatchdogSettings
 BEAT_S, SILENCE_S = 0.2, 2.0
 # Named in the issue: a rank that raises takes the others down within seconds.
 WITHIN_SECONDS = 5.0
+# Rank 0 does not wait this long for a rank that is not done.
+LONG_S = siblings_module.GOODBYE_S + SILENCE_S
 
 
 @pytest.fixture
@@ -81,7 +83,9 @@ def train(exit: RankExit, world_size: int) -> None:
     wait_in_vain()
 
 
-@pytest.mark.parametrize("how", [crew.KILL, crew.STOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(crew.KILL, id="killed"), pytest.param(crew.STOP, id="stopped", marks=pytest.mark.slow)]
+)
 def test_a_rank_without_a_sign_of_life_is_named_and_the_others_leave(mustered, how):
     ranks = mustered(3, train, 3)
     ranks.kill(1, how)
@@ -114,8 +118,12 @@ def end_after(exit: RankExit, world_size: int, delays_s: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "delays_s",
-    [[0, 0, 0], [0, 0, SILENCE_S + 1], [SILENCE_S + 1, 0, 0.5], [0.5, SILENCE_S + 1, 0]],
-    ids=["together", "rank 2 last", "rank 0 last", "rank 1 last"],
+    [
+        pytest.param([0, 0, 0], id="together"),
+        pytest.param([SILENCE_S + 1, 0, 0.5], id="rank 0 last"),
+        pytest.param([0, 0, LONG_S], id="rank 2 last", marks=pytest.mark.slow),
+        pytest.param([0.5, LONG_S, 0], id="rank 1 last", marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_that_are_done_in_any_order_leave_nobody_failing(mustered, delays_s):
     ranks = mustered(3, end_after, 3, delays_s)
@@ -131,6 +139,7 @@ def end_when_told(exit: RankExit, world_size: int) -> None:
     siblings.stop()
 
 
+@pytest.mark.slow
 def test_a_host_that_slept_wakes_up_with_all_its_ranks(mustered):
     ranks = mustered(2, end_when_told, 2)
     for rank in (0, 1):
@@ -150,6 +159,7 @@ def hold_the_gil_for_a_while(exit: RankExit, world_size: int) -> None:
     siblings.stop()
 
 
+@pytest.mark.slow
 def test_a_rank_whose_gil_is_held_for_less_than_the_silence_is_left_in_peace(mustered):
     ranks = mustered(2, hold_the_gil_for_a_while, 2)
     assert ranks.codes() == [0, 0], ranks.stderr()
