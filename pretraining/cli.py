@@ -16,7 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     preparing = commands.add_parser("prepare", help="scans -> a verified set: SOURCE --out DIR", add_help=False)
     data = commands.add_parser("data", help="look at a prepared set: report, summary, locate", add_help=False)
     saved = commands.add_parser("checkpoints", help="list, verify, export, prune: what a run has saved", add_help=False)
-    for command in (train, shapes, preparing, data, saved):
+    fleet = commands.add_parser(
+        "fleet", help="check, deploy, start, status, logs, stop: all workers of a pod", add_help=False
+    )
+    for command in (train, shapes, preparing, data, saved, fleet):
         command.add_argument("rest", nargs=argparse.REMAINDER)
     arguments, unknown = parser.parse_known_args(argv)
     rest = [*unknown, *arguments.rest]
@@ -31,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.checkpoint_commands import main as run
         case "data":
             from pretraining.data_commands import main as run
+        case "fleet":
+            from pretraining.fleet.commands import main as run
     return run(rest)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import google_crc32c
 
@@ -33,6 +33,7 @@ from oct_foundation.checkpoints.store import (
 
 _REQUEST_S = 60.0  # of one request; a chunk of a resumable upload is one
 _READ_BYTES = 1 << 20
+Fetched = TypeVar("Fetched")
 _REQUEST = re.compile(r"^[A-Z]+ \S+: ")
 
 
@@ -51,8 +52,8 @@ class GcsStore:
     def put(self, key: str, write: Callable[[BinaryIO], None]) -> None:
         """Spools to the local disk, then uploads; see CheckpointStore.put."""
         blob = self._blob(key)
-        with as_store_error("spool", f"{self}/{key}"), tempfile.NamedTemporaryFile(prefix="octfm-") as spool:
-            write(spool)  # type: ignore[arg-type]
+        with as_store_error("spool", f"{self}/{key}"), _spool() as spool:
+            write(spool)
             spool.flush()
             with self._as_store_error("write", key):
                 if blob.exists(timeout=_REQUEST_S, retry=self._retry):
@@ -79,16 +80,18 @@ class GcsStore:
 
     def open(self, key: str) -> BinaryIO:
         """The object, fetched to the local disk and compared with its crc32c, opened for reading; gone when closed."""
-        with as_store_error("spool", f"{self}/{key}"), tempfile.NamedTemporaryFile(prefix="octfm-") as spool:
+        with as_store_error("spool", f"{self}/{key}"), _spool() as spool:
             with self._as_store_error("open", key):
-                self._blob(key).download_to_file(spool, checksum="crc32c", timeout=_REQUEST_S, retry=self._retry)
+                self._once_more(lambda: self._download(key, spool))
             spool.flush()
             return Path(spool.name).open("rb")  # the name goes, the bytes stay until this is closed
 
     def get_bytes(self, key: str) -> bytes:
         """The object's content, compared with its crc32c."""
         with self._as_store_error("read", key):
-            return self._blob(key).download_as_bytes(checksum="crc32c", timeout=_REQUEST_S, retry=self._retry)
+            return self._once_more(
+                lambda: self._blob(key).download_as_bytes(checksum="crc32c", timeout=_REQUEST_S, retry=self._retry)
+            )
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """Every object below the prefix, by key; unfinished uploads are no objects."""
@@ -177,6 +180,20 @@ class GcsStore:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"cannot write {self}/{key} within {self._deadline_s:.0f} s") from error
 
+    def _download(self, key: str, spool: BinaryIO) -> None:
+        spool.seek(0)
+        spool.truncate()
+        self._blob(key).download_to_file(spool, checksum="crc32c", timeout=_REQUEST_S, retry=self._retry)
+
+    def _once_more(self, fetch: Callable[[], Fetched]) -> Fetched:
+        """What `fetch` brings; a second time where the bytes changed on the way, which is no damage at rest."""
+        from google.cloud.storage.exceptions import DataCorruption
+
+        try:
+            return fetch()
+        except DataCorruption:
+            return fetch()
+
     def _is_there(self, key: str, path: Path) -> bool:
         """True if the object has the size and the crc32c of the file: our upload won, and its reply was lost.
 
@@ -218,6 +235,13 @@ class GcsStore:
                 if isinstance(error, causes):
                     raise meaning(f"cannot {action} {place}: {_reason(error)}") from error
             raise
+
+
+@contextmanager
+def _spool() -> Iterator[BinaryIO]:
+    """A named file that is gone afterwards: NamedTemporaryFile stays where the flush at its end meets a full disk."""
+    with tempfile.TemporaryDirectory(prefix="octfm-") as folder, Path(folder, "spool").open("w+b") as file:
+        yield file
 
 
 def _reason(error: Exception) -> str:

@@ -36,12 +36,17 @@ class TakenOver(StoreError):
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """What an owner's file says; `sequence` makes every renewal another text, whatever the clock does."""
+    """What an owner's file says; `sequence` makes every renewal another text, whatever the clock does.
+
+    The file of an owner that has left stays, as `released`: without its number one that it took over from would wake
+    up, find nobody, and write on.
+    """
 
     attempt: str
     writer: Writer
     sequence: int
     renewed_utc: str
+    released: bool = False
 
     def __str__(self) -> str:
         """For messages."""
@@ -104,7 +109,7 @@ class Ownership:
         """
         numbers = self._numbers()
         last = max(numbers, default=0)
-        if (data := self._read(last)) is not None:
+        if (data := self._read(last)) is not None and not _is_released(data):
             self._outlive(last, data)
         try:
             self._store.commit(_key(last + 1), self._next())
@@ -146,7 +151,7 @@ class Ownership:
         try:
             self.check()
             if self._number:
-                self._store.delete(_key(self._number))
+                self._store.replace(_key(self._number), self._next(released=True))
         except TakenOver:
             return
         except StoreError as error:
@@ -170,7 +175,7 @@ class Ownership:
         while time.monotonic() < deadline:
             time.sleep(min(_LONGEST_POLL_S, self._patience_s / 10))
             now = self._read(number)
-            if now is None:
+            if now is None or _is_released(now):
                 return
             if now != data:
                 raise self._refusal(now)
@@ -214,14 +219,24 @@ class Ownership:
         except NotFound:
             return None
 
-    def _next(self) -> bytes:
+    def _next(self, *, released: bool = False) -> bytes:
         self._sequence += 1
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Owner(attempt=self.attempt, writer=self._writer, sequence=self._sequence, renewed_utc=now).to_bytes()
+        return Owner(
+            attempt=self.attempt,
+            writer=self._writer,
+            sequence=self._sequence,
+            renewed_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            released=released,
+        ).to_bytes()
 
 
 def _key(number: int) -> str:
     return f"{OWNER_KEY}/{number:08d}.json"
+
+
+def _is_released(data: bytes) -> bool:
+    owner = Owner.from_bytes(data)
+    return owner is not None and owner.released
 
 
 def _describe(data: bytes | None) -> str:

@@ -4,7 +4,6 @@ Online when there is a key, offline when there is none or the network does not a
 all anyway.
 """
 
-import json
 import logging
 import netrc
 import os
@@ -20,6 +19,7 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from oct_foundation.tracking.redact import redact
+from oct_foundation.tracking.wandb_files import newest_row
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -107,7 +107,7 @@ class WandbTracker:
     logged a larger one.
 
     goes_on: the steps between the last checkpoint and the end of the attempt before this one are trained again; rows
-    that W&B has of them are not sent twice, so that steps never fall. How far it is stands in <folder>/wandb/sent.json.
+    that W&B has of them are not sent twice, so that steps never fall.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class WandbTracker:
         self._folder = folder
         self._run_id = run_id
         self._config = redact(config)
-        self._sent = _Sent(folder / "wandb" / "sent.json", run_id, goes_on)
+        self._goes_on = goes_on
         self._rows: queue.Queue[dict[str, Any] | _Finish] = queue.Queue(maxsize=QUEUE_ROWS)
         self._failed = threading.Event()
         self._num_dropped = 0
@@ -159,12 +159,14 @@ class WandbTracker:
     def _work(self) -> None:
         """The thread: opens the run, passes rows on, closes it."""
         try:
+            had_step, had_names = newest_row(self._folder, self._run_id) if self._goes_on else (0, frozenset())
             run = self._open_run()
+            if self._goes_on and not run.offline:  # the service knows the run better than this disk
+                had_step, had_names = max((had_step, had_names), (int(run.summary.get("step", 0)), frozenset()))
             run.define_metric("*", step_metric="step")
             while not isinstance(row := self._rows.get(), _Finish):
-                if not self._sent.has(row):
+                if row["step"] > had_step or (row["step"] == had_step and not row.keys() <= had_names):
                     run.log(row)
-                    self._sent.add(row)
             run.summary.update(redact(row.summary))
             run.finish()
             _end_service()
@@ -208,36 +210,6 @@ class WandbTracker:
                 disable_code=True,
             ),
         )
-
-
-class _Sent:
-    """How far the rows of a run have come, over its attempts: the last step, and the names that went out at it."""
-
-    def __init__(self, path: Path, run_id: str, goes_on: bool) -> None:
-        self._path, self._run_id = path, run_id
-        self._step, self._names = 0, frozenset[str]()
-        with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or cut short by a kill
-            found = json.loads(path.read_text())
-            if goes_on and found["run"] == run_id:
-                self._step, self._names = int(found["step"]), frozenset(found["names"])
-        self._earlier = (self._step, self._names)
-
-    def has(self, row: Mapping[str, Any]) -> bool:
-        """Whether an earlier attempt has sent this row."""
-        step, names = self._earlier
-        return row["step"] < step or (row["step"] == step and row.keys() <= names)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Remembers a row that went out; a disk that refuses costs a row sent twice, nothing else."""
-        if row["step"] < self._step:
-            return
-        names = self._names if row["step"] == self._step else frozenset()
-        self._step, self._names = row["step"], names | row.keys()
-        text = json.dumps({"run": self._run_id, "step": self._step, "names": sorted(self._names)})
-        temporary = self._path.with_suffix(".tmp")
-        with suppress(OSError):
-            temporary.write_text(text)
-            os.replace(temporary, self._path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,12 @@ deadline by much.
 """
 
 import os
+import resource
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import pytest
@@ -15,7 +18,7 @@ from oct_foundation.checkpoints.gcs import GcsStore
 from oct_foundation.checkpoints.location import GcsUri
 from oct_foundation.checkpoints.manager import CheckpointManager
 from oct_foundation.checkpoints.retention import CheckpointSettings
-from oct_foundation.checkpoints.store import Conflict, Corrupt, Denied, NotFound, StoreError, Unavailable
+from oct_foundation.checkpoints.store import Conflict, Corrupt, Denied, Full, NotFound, StoreError, Unavailable
 from tests.faults.fault_proxy import Fault
 from tests.faults.gcs_emulator import GcsEmulator, gcs
 
@@ -151,3 +154,33 @@ def test_a_save_through_trouble_is_restored_and_a_failed_one_leaves_the_last(gcs
     assert found is not None
     assert found[1].step == 1
     assert torch.equal(found[0]["model"]["w"], weights["model"]["w"])
+
+
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+def test_one_download_that_arrives_wrong_puts_nothing_into_quarantine(
+    gcs: GcsEmulator, store: GcsStore, file: str
+) -> None:
+    saver = CheckpointManager(store, CheckpointSettings(keep_last=2), "r")
+    for step in (1, 2):
+        saver.save(step, {"w": torch.full((1000,), float(step))}, {}, {})
+    gcs.proxy.inject(Fault(match=rf"{file}\?alt=media", action="flip", after=100))
+    found = CheckpointManager(store, CheckpointSettings(), "r").restore()
+    assert gcs.proxy.unused() == []
+    assert found is not None
+    assert found[1].step == 2
+    assert not [info for info in store.list() if "quarantine" in info.key]
+
+
+def test_a_full_spool_leaves_nothing_while_its_error_is_kept(
+    store: GcsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(Full) as error:
+            store.put(KEY, writes(b"x" * 100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value is not None  # BackgroundSaver keeps it, and with it the frames of the failed call
+    assert list(tmp_path.iterdir()) == []

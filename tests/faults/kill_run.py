@@ -21,7 +21,7 @@ import torch
 
 from oct_foundation.checkpoints.local import LocalStore
 from oct_foundation.checkpoints.manager import CheckpointManager, CheckpointSettings
-from tests.tracking.wandb_file import records, rows_of, run_files
+from oct_foundation.tracking.wandb_files import records, rows_of, run_files
 
 PROJECT = Path(__file__).resolve().parents[2]
 

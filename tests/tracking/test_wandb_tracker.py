@@ -11,7 +11,7 @@ import pytest
 
 from oct_foundation.tracking import wandb as tracking_wandb
 from oct_foundation.tracking.wandb import WandbSettings, WandbTracker, resolve_mode, start_wandb
-from tests.tracking.wandb_file import records, rows_of, run_files
+from oct_foundation.tracking.wandb_files import newest_row, records, rows_of, run_files
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -86,6 +86,23 @@ def test_steps_that_are_trained_again_are_not_sent_again(tmp_path):
     again.finish({})
     rows = [rows_of(path) for path in run_files(tmp_path)]
     assert [[row["step"] for row in one] for one in rows] == [[1, 2, 3, 4, 5, 5], [6, 7]]
+
+
+def test_what_a_kill_has_cut_off_is_not_counted_as_sent(tmp_path):
+    whole = tracker(tmp_path)
+    for step in range(1, 400):  # beyond one block of 32 KiB
+        whole.log({"train/loss": step / 7, "train/grad_norm": step / 3}, step)
+    whole.finish({})
+    path = run_file(tmp_path)
+    content = path.read_bytes()
+    assert newest_row(tmp_path, "run-1") == (399, {"step", "train/loss", "train/grad_norm"})
+    steps = []
+    for size in range(0, len(content), len(content) // 50):
+        path.write_bytes(content[:size])
+        steps.append(newest_row(tmp_path, "run-1")[0])
+    assert steps == sorted(steps)
+    assert 0 < steps[25] < 399
+    assert newest_row(tmp_path, "another-run") == (0, frozenset())
 
 
 def test_a_run_started_anew_in_the_same_folder_sends_all_of_it(tmp_path):
