@@ -8,7 +8,7 @@ from google.cloud.storage import blob as client_settings
 
 from oct_foundation.checkpoints.manifest import MANIFEST_FILE, STATE_FILE
 from oct_foundation.checkpoints.owner import Ownership
-from oct_foundation.checkpoints.store import Corrupt, Unavailable
+from oct_foundation.checkpoints.store import Corrupt, StoreError, Unavailable
 from tests.faults.fault_proxy import Action, Fault
 from tests.faults.matrix.oracle import SMALL, VALUES_2MB, Watch, open_manager, save
 from tests.faults.matrix.places import BucketPlace, Place, open_store
@@ -115,7 +115,10 @@ def _claim_with_lost_reply(place: BucketPlace, record: Record) -> None:
     _count(place.emulator.proxy.unused(), "owner", record)
     ownership.check()
     ownership.release()
-    record.require(place.names() == [], f"after its release the place holds {place.names()}")
+    try:
+        Ownership(open_store(place.address), "next").claim()
+    except StoreError as error:
+        record.require(False, f"after its release the place is not free: {error}")
 
 
 def run_downloads(place: Place, rounds: int, rng: random.Random, record: Record) -> None:
