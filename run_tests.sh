@@ -7,4 +7,4 @@ source scripts/environment.sh
 ensure_environment dev
 export PJRT_DEVICE=CPU OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # A file's tests share what they have made, so files are what is dealt out to the processes.
-exec "$PYTHON" -m pytest --numprocesses "${OCTFM_TEST_PROCESSES:-2}" --dist loadfile "$@"
+exec "$PYTHON" -m pytest --numprocesses "${OCTFM_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -4,6 +4,7 @@ import logging
 import math
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from oct_foundation.checkpoints.store import Corrupt, Denied, NotFound, StoreErr
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.exits import ExitCode, ExitRecord
 from oct_foundation.runtime.lifeline import Lifeline
+from oct_foundation.runtime.ranks import is_loss_of_peer
 from oct_foundation.tracking.console import ConsoleTracker
 from oct_foundation.tracking.jsonl import JsonlTracker
 from oct_foundation.tracking.tracker import FanOut, Tracker
@@ -29,6 +31,8 @@ from pretraining.state import ResumeError
 
 log = logging.getLogger("octfm")
 
+# A rank that leaves tells its siblings, who look every second; a broken connection is faster, and knows no reason.
+PEER_SPEAKS_S = 5.0
 # What a user can cause, and the code that it ends with: shown as one message, without a traceback. First match wins.
 _EXPECTED: Sequence[tuple[type[Exception], ExitCode]] = (
     (ConfigError, ExitCode.CONFIG),
@@ -62,6 +66,9 @@ def worker(runtime: Runtime, job: Job) -> int:
         ExitRecord(rank=runtime.rank, code=stopped.code, reason=str(stopped), step=life.exit.step).write(job.life.exits)
         return stopped.code
     except BaseException as error:  # the rank's top: the others must not wait for it
+        if is_loss_of_peer(error):
+            time.sleep(PEER_SPEAKS_S)  # mostly it ends here, with the reason of the rank that left first
+            life.exit.now(ExitCode.FAILED, f"another rank is gone: {str(error).splitlines()[0]}", cause=False)
         code, reason = _explain(error)
         if runtime.world_size > 1:
             life.exit.now(code, reason)

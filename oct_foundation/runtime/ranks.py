@@ -13,6 +13,11 @@ import torch.distributed as dist
 TIMEOUT = timedelta(hours=24)
 
 
+def is_loss_of_peer(error: BaseException) -> bool:
+    """Whether `error` only says that another rank is gone: gloo knows no type for it, nccl and the store do."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 class Ranks:
     """`gather`, `mean`, `max` and `barrier` over the default or the given process group."""
 

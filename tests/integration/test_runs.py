@@ -43,6 +43,7 @@ def test_xla_and_cpu_learn_the_same_in_fp32(cpu_run, xla_run):
     close(xla_run.curve("train/grad_norm"), cpu_run.curve("train/grad_norm"), 1e-3)
 
 
+@pytest.mark.slow
 def test_xla_and_cpu_losses_agree_over_ten_steps_with_warm_up_and_cosine(train, tmp_path):
     ten = ("train.max_steps=10", "optim.schedule=cosine", "train.val_every_steps=null")
     runs = {device: train(tmp_path / device, *ten, device=device) for device in ("cpu", "xla")}
