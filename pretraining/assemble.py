@@ -123,7 +123,14 @@ def open_checkpoints(job: Job, runtime: Runtime) -> CheckpointManager | None:
             f"checkpoint.ckpt_dir={store} is not one place for all hosts: ranks {blind} do not see what rank 0 has "
             f"written. Use gs://bucket/prefix or a shared folder"
         )
-    return CheckpointManager(store, settings, run_id=job.folder.run_id, attempt=job.attempt, ownership=ownership)
+    return CheckpointManager(
+        store,
+        settings,
+        run_id=job.folder.run_id,
+        attempt=job.attempt,
+        ownership=ownership,
+        may_quarantine=runtime.rank == 0,  # what one other host cannot read may be well
+    )
 
 
 def resume(run: Run, checkpoints: CheckpointManager) -> None:

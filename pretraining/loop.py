@@ -102,7 +102,7 @@ def train(run: Run) -> None:
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
         if state.step == run.total_steps:
-            save(run, last=True)
+            save_last(run)
             return
         if _due(state.step, run.config.checkpoint.every_steps):
             save(run)
@@ -199,15 +199,21 @@ def validate(run: Run) -> None:
     run.tracker.log(named, step=run.state.step)
 
 
-def save(run: Run, *, last: bool = False) -> None:
-    """Rank 0 saves this step boundary in the background, the last one in the foreground; no other rank waits for it."""
-    if run.saver is None:
-        return
-    with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
-        if last:
-            run.saver.save_and_wait(*_captured(run))
-        else:
+def save(run: Run) -> None:
+    """Rank 0 saves this step boundary in the background; no other rank waits for it."""
+    if run.saver is not None:
+        with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
             run.saver.save(*_captured(run))
+
+
+def save_last(run: Run) -> None:
+    """The end of the run, durable before any rank says that it is done; if it is not, all raise StoppedError."""
+    with run.life.watchdog.phase("save"):  # the other ranks wait for rank 0 as long as it may take
+        trouble = run.runtime.gather(_save_now(run, timeout_s=None))[0]
+    if trouble:
+        reason = f"the run is done at step {run.state.step}, but its last checkpoint is not saved: {trouble}"
+        raise StoppedError(ExitCode.STORAGE, reason)
+    run.life.stop.late_code = ExitCode.DONE
 
 
 def _captured(run: Run) -> tuple[int, dict[str, Any], dict[str, float], dict[str, Any]]:
@@ -216,36 +222,37 @@ def _captured(run: Run) -> tuple[int, dict[str, Any], dict[str, float], dict[str
     return run.state.step, run.state.capture(run.runtime), metrics, run.facts
 
 
+def _save_now(run: Run, timeout_s: float | None) -> str:
+    """Rank 0 saves and waits for it; why it could not, "" when the state is durable, and on ranks that do not save."""
+    if run.saver is None:
+        return ""
+    try:
+        with run.stopwatch.phase("checkpoint"):
+            run.saver.save_and_wait(*_captured(run), timeout_s=timeout_s)
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
 def _wish(run: Run) -> ExitCode:
     """What this rank wants: to go on, or why not."""
-    if run.life.stop.asked:
-        return ExitCode.STOPPED
-    if run.saver is None or run.saver.fatal is None:
-        return ExitCode.DONE
-    return ExitCode.TAKEN_OVER if isinstance(run.saver.fatal, TakenOver) else ExitCode.STORAGE
+    if run.saver is not None and run.saver.fatal is not None:
+        return ExitCode.TAKEN_OVER if isinstance(run.saver.fatal, TakenOver) else ExitCode.STORAGE
+    return ExitCode.STOPPED if run.life.stop.asked else ExitCode.DONE
 
 
 def stop(run: Run, code: ExitCode) -> None:
     """All ranks leave the loop after the same step; raises StoppedError with what it came to."""
-    step, runtime = run.state.step, run.runtime
+    step, gather = run.state.step, run.runtime.gather
     if code != ExitCode.STOPPED:
-        trouble = str(run.saver.fatal) if run.saver else ""
-        raise StoppedError(code, f"stopped at step {step}: {runtime.gather(trouble)[0]}")
-    reason = next(filter(None, runtime.gather(run.life.stop.reason)), "a request")
-    trouble = runtime.gather(_emergency_save(run))[0]  # rank 0 has saved, or not
-    if trouble:
+        fatal = run.saver.fatal if run.saver else None
+        trouble = next(filter(None, gather(str(fatal or ""))), "the store failed, and has recovered meanwhile")
+        raise StoppedError(code, f"stopped at step {step}: {trouble}")
+    reason = next(filter(None, gather(run.life.stop.reason)), "a request")
+    if not run.config.checkpoint.enabled:
+        text = f"{reason}: stopped at step {step}; nothing is saved, since checkpoints are off"
+        raise StoppedError(ExitCode.STOPPED_UNSAVED, text)
+    if trouble := gather(_save_now(run, timeout_s=EMERGENCY_SAVE_S))[0]:
         raise StoppedError(ExitCode.STOPPED_UNSAVED, f"{reason}: stopped at step {step}, not saved: {trouble}")
-    run.life.stop.saved = True
+    run.life.stop.late_code = ExitCode.STOPPED
     raise StoppedError(ExitCode.STOPPED, f"{reason}: saved and stopped at step {step}; the same command goes on")
-
-
-def _emergency_save(run: Run) -> str:
-    """Rank 0 saves now; why it could not, "" when the state is durable."""
-    if run.saver is None:
-        return "checkpoints are off (checkpoint.enabled=false)"
-    try:
-        with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
-            run.saver.save_and_wait(*_captured(run), timeout_s=EMERGENCY_SAVE_S)
-    except StoreError as error:
-        return str(error)
-    return ""

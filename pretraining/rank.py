@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from data_setup.loaders import LoaderError
 from oct_foundation.checkpoints.owner import OwnedElsewhere, TakenOver
 from oct_foundation.checkpoints.store import Corrupt, Denied, NotFound, StoreError, Unavailable
 from oct_foundation.runtime.base import Runtime
-from oct_foundation.runtime.exits import ExitCode, ExitRecord
+from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.lifeline import Lifeline
 from oct_foundation.runtime.ranks import is_loss_of_peer
 from oct_foundation.tracking.console import ConsoleTracker
 from oct_foundation.tracking.jsonl import JsonlTracker
 from oct_foundation.tracking.tracker import FanOut, Tracker
 from oct_foundation.tracking.wandb import start_wandb
-from pretraining.agreement import RanksDifferError, check_ranks_alike, digest
+from pretraining.agreement import RanksDifferError, check_ranks_alike
 from pretraining.assemble import Job, assemble
 from pretraining.config import ConfigError
 from pretraining.loop import DivergedError, Run, StoppedError, train
@@ -53,46 +53,52 @@ _EXPECTED: Sequence[tuple[type[Exception], ExitCode]] = (
 def worker(runtime: Runtime, job: Job) -> int:
     """One rank; returns its exit code, having written down the reason where it is not 0.
 
-    A rank that fails while others train leaves at once and takes them along; one that stops by agreement returns.
+    A rank that fails while others train says so first, tidies up, and leaves; one that stops by agreement returns.
     """
     set_up_logging(runtime.rank)
     life = Lifeline(job.life, rank=runtime.rank, world_size=runtime.world_size)
+    run, code, outcome = None, ExitCode.DONE, "completed"
     try:
         life.open(runtime.gather)
-        _train_rank(runtime, life, job)
+        run = _assembled(runtime, life, job)
+        if run.state.step < run.total_steps:
+            train(run)
     except StoppedError as stopped:
         log.warning("%s", stopped)
-        life.close()
-        ExitRecord(rank=runtime.rank, code=stopped.code, reason=str(stopped), step=life.exit.step).write(job.life.exits)
-        return stopped.code
+        code, outcome = stopped.code, "stopped, saved" if stopped.code == ExitCode.STOPPED else "stopped, not saved"
+        life.exit.announce(code, str(stopped), cause=False)  # all leave: nobody is to blame, nobody to be told
     except BaseException as error:  # the rank's top: the others must not wait for it
-        if is_loss_of_peer(error):
-            time.sleep(PEER_SPEAKS_S)  # mostly it ends here, with the reason of the rank that left first
-            life.exit.now(ExitCode.FAILED, f"another rank is gone: {str(error).splitlines()[0]}", cause=False)
-        code, reason = _explain(error)
-        if runtime.world_size > 1:
-            life.exit.now(code, reason)
+        code, outcome = _failed(error, life), "failed"
+    with life.watchdog.phase("save"):
+        if run is not None:
+            _tidy_up(run, job, outcome)
+        if outcome == "failed" and runtime.world_size > 1:
+            life.exit.now(code, "")
         life.close()
-        ExitRecord(rank=runtime.rank, code=code, reason=reason, step=life.exit.step).write(job.life.exits)
+    return code
+
+
+def _failed(error: BaseException, life: Lifeline) -> ExitCode:
+    """Says why, to the log, to the record and to the other ranks, before anything else; returns the exit code."""
+    if is_loss_of_peer(error):
+        time.sleep(PEER_SPEAKS_S)  # mostly it ends here, with the reason of the rank that left first
+        reason = f"another rank is gone: {str(error).splitlines()[0]}"
+        life.exit.announce(ExitCode.FAILED, reason, cause=False)
+        return ExitCode.FAILED
+    code = next((code for kind, code in _EXPECTED if isinstance(error, kind)), None)
+    if code is not None:
+        log.error("%s", error)
+        life.exit.announce(code, str(error))
         return code
-    life.close()
-    return ExitCode.DONE
-
-
-def _explain(error: BaseException) -> tuple[ExitCode, str]:
-    """Exit code and one line; what no user can cause is shown with its traceback."""
-    for kind, code in _EXPECTED:
-        if isinstance(error, kind):
-            log.error("%s", error)
-            return code, str(error)
     traceback.print_exception(error)
     sys.stderr.flush()
-    return ExitCode.FAILED, f"{type(error).__name__}: {error}"
+    life.exit.announce(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+    return ExitCode.FAILED
 
 
-def _train_rank(runtime: Runtime, life: Lifeline, job: Job) -> None:
-    """Assembles, trains, and on rank 0 writes the summary, also of a run that failed."""
-    facts = {"git commit": git_sha(), "configuration": digest(job.config.to_yaml()), "versions": versions()}
+def _assembled(runtime: Runtime, life: Lifeline, job: Job) -> Run:
+    """The run, resumed where there is a checkpoint; ranks that are not alike have stopped before anything is built."""
+    facts = {"git commit": git_sha(), "configuration": job.config.to_dict(), "versions": versions()}
     check_ranks_alike(runtime, platform.node(), facts)
     run = assemble(job, runtime, life, lambda run: make_tracker(job, runtime, run))
     log.info(
@@ -107,27 +113,30 @@ def _train_rank(runtime: Runtime, life: Lifeline, job: Job) -> None:
         runtime.world_size,
         run.accumulation,
     )
-    outcome = "failed"
+    if run.state.step >= run.total_steps:
+        log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.total_steps)
+    return run
+
+
+def _tidy_up(run: Run, job: Job, outcome: str) -> None:
+    """Lets go of the place, writes the summary, closes the trackers: as well as it can, since the end is decided."""
+    if run.saver is not None:
+        _as_well_as_it_can("the last checkpoint", run.saver.close)
+        if (ownership := run.saver.manager.ownership) is not None:
+            ownership.release()
+    summary = summarise(run, job, outcome)
+    if run.runtime.rank == 0:  # before the tracker: W&B may take its time
+        _as_well_as_it_can("summary.json", lambda: job.folder.write_summary(summary))
+        log.info("%s: %s", outcome, job.folder.summary)
+    _as_well_as_it_can("the trackers", lambda: run.tracker.finish(summary))
+
+
+def _as_well_as_it_can(what: str, call: Callable[[], None]) -> None:
+    """A full disk must not hide how the run has ended."""
     try:
-        if run.state.step >= run.total_steps:
-            log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.total_steps)
-        else:
-            train(run)
-        outcome = "completed"
-    except StoppedError as stopped:
-        outcome = "stopped, saved" if stopped.code == ExitCode.STOPPED else "stopped, not saved"
-        raise
-    finally:
-        life.watchdog.stop()  # what follows has limits of its own
-        if run.saver is not None:
-            run.saver.close()
-            if run.saver.manager.ownership is not None:
-                run.saver.manager.ownership.release()
-        summary = summarise(run, job, outcome)
-        if runtime.rank == 0:  # before the tracker: W&B may take its time
-            job.folder.write_summary(summary)
-            log.info("%s: %s", outcome, job.folder.summary)
-        run.tracker.finish(summary)
+        call()
+    except OSError as error:
+        log.error("%s: %s", what, error)
 
 
 def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
@@ -150,6 +159,8 @@ def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
         run_id=run_id,
         config=job.config.to_dict(),
         goes_on=job.config.checkpoint.resume,
+        record=job.folder.metrics,
+        resumed_step=run.start_step,
     )
     return FanOut([*trackers, *([guest] if guest else [])])
 

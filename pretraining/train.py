@@ -23,7 +23,7 @@ from oct_foundation.runtime.exits import ExitCode, clear_exits, combined_code, r
 from oct_foundation.runtime.lifeline import LifelineSettings
 from oct_foundation.runtime.preemption import PreemptionNotice
 from oct_foundation.runtime.select import choose_kind, launch
-from oct_foundation.runtime.stopping import SignalListener
+from oct_foundation.runtime.stopping import GRACE_S, SignalListener
 from pretraining.assemble import Job
 from pretraining.config import RunConfig, load_config
 from pretraining.prepare import progress_display
@@ -31,6 +31,9 @@ from pretraining.rank import set_up_logging, worker
 from pretraining.run_folder import RunFolder, close_tee, write_atomic
 
 log = logging.getLogger("octfm")
+
+# torchrun kills its workers 30 s after it was asked to stop.
+UNDER_TORCHRUN_S = 25.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_default: Path | None = None) -> None:
@@ -62,24 +65,31 @@ def run_command(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # ConfigError, or what a device or a folder says
         print(f"octfm: {error}", file=sys.stderr)
         return ExitCode.CONFIG
+    except OSError as error:
+        print(f"octfm: {error}", file=sys.stderr)
+        return ExitCode.STORAGE
     SignalListener()
     set_up_logging()
     terminal = os.dup(1) if sys.stdout.isatty() else None
     first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
-    tee = None
     if first_of_host:
         _tell_supervisor(folder)
         clear_exits(folder.exits)
-        tee = folder.tee_output()
+    tee = folder.tee_output()  # of each process that torchrun starts: any of them may have the reason
     try:
         with _preemption_noticed() if first_of_host else nullcontext():
             return _train(config, folder, kind, terminal)
+    except OSError as error:
+        log.error("the disk or a mount fails: %s", error)
+        return ExitCode.STORAGE
+    except Exception:  # the command's top: stderr ends below, and the traceback with it
+        log.exception("the launcher failed")
+        return ExitCode.FAILED
     except KeyboardInterrupt as stop:  # ranks have ways of their own, so this is before them
         log.error("stopped by %s while preparing. The same command goes on from there", stop or "SIGINT")
         return ExitCode.STOPPED
     finally:
-        if tee is not None:
-            close_tee(tee)
+        close_tee(tee)
 
 
 def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: int | None) -> int:
@@ -100,7 +110,11 @@ def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: in
         folder=folder,
         prepared=prepared,
         attempt=new_attempt(),
-        life=LifelineSettings(exits=folder.exits, watchdog=config.runtime.watchdog),
+        life=LifelineSettings(
+            exits=folder.exits,
+            watchdog=config.runtime.watchdog,
+            grace_s=UNDER_TORCHRUN_S if "TORCHELASTIC_RUN_ID" in os.environ else GRACE_S,
+        ),
         terminal_fd=terminal,
         launcher_pid=os.getpid(),
     )

@@ -50,10 +50,14 @@ class Surveyed(NamedTuple):
 
 
 class Catalog:
-    """The checkpoints of one store as `reader` (an attempt, for quarantine notes) finds them; nothing is remembered."""
+    """The checkpoints of one store as `reader` (an attempt, for quarantine notes) finds them; nothing is remembered.
 
-    def __init__(self, store: CheckpointStore, reader: str) -> None:
-        self.store, self.reader = store, reader
+    may_quarantine: False for the ranks that read what rank 0 has found intact. A bad read of one host is no damage,
+    and its note would send all later starts one checkpoint back.
+    """
+
+    def __init__(self, store: CheckpointStore, reader: str, *, may_quarantine: bool = True) -> None:
+        self.store, self.reader, self._may_quarantine = store, reader, may_quarantine
 
     def folders(self) -> list[Folder]:
         """Every checkpoint that was begun, oldest first."""
@@ -164,6 +168,9 @@ class Catalog:
 
     def _quarantine(self, name: CheckpointName, reason: str) -> None:
         """Leaves a note beside a bad checkpoint, which is never deleted; a read-only place is no obstacle."""
+        if not self._may_quarantine:
+            _log.warning("checkpoint %s is not intact as it is read here: %s", name.folder, reason)
+            return
         _log.warning("checkpoint %s is not intact, it goes into quarantine: %s", name.folder, reason)
         note = {"reason": reason, "time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "by": self.reader}
         try:

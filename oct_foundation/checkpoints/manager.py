@@ -44,7 +44,8 @@ class CheckpointManager:
     """The only writer of a run's checkpoints; `attempt` tells this start of the run from every other.
 
     `run_id` is the one given until `restore` continues a saved run: from then on it is that run's. With an
-    `ownership` nothing is committed or pruned without a look whether the place is still ours.
+    `ownership` nothing is committed or pruned without a look whether the place is still ours. may_quarantine: False
+    for a rank that does not save, see Catalog.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class CheckpointManager:
         attempt: str | None = None,
         *,
         ownership: Ownership | None = None,
+        may_quarantine: bool = True,
     ) -> None:
         self.store = store
         self.settings = settings
         self.run_id = run_id
         self.attempt = new_attempt() if attempt is None else attempt
         self.ownership = ownership
-        self._catalog = Catalog(store, self.attempt)
+        self._catalog = Catalog(store, self.attempt, may_quarantine=may_quarantine)
         self._last_saved: Manifest | None = None
         self._protected: set[CheckpointName] = set()  # resumed from, or known as the newest intact one
 
@@ -110,7 +112,8 @@ class CheckpointManager:
     def latest_intact(self) -> Manifest | None:
         """The manifest of the newest checkpoint that verifies; None when none was ever committed.
 
-        Bad ones on the way get a `quarantine.json`. Raises Corrupt, with every reason, when all are bad.
+        Bad ones on the way get a `quarantine.json` if this manager may. Raises Corrupt, with every reason, when all are
+        bad.
         """
         manifest = self._catalog.newest(self._catalog.verified)
         if manifest is not None:

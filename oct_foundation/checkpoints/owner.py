@@ -160,26 +160,29 @@ class Ownership:
     def _outlive(self, number: int, data: bytes) -> None:
         """Returns when that owner is known or held to be dead, or has left; raises OwnedElsewhere where it lives."""
         owner = Owner.from_bytes(data)
-        if owner is not None and owner.writer.kernel == self._writer.kernel != "":
-            if owner.writer.is_alive():
-                raise self._refusal(data)
-            _log.warning("%s belonged to %s, which has ended: taking over", self._store, owner)
-            return
-        _log.warning(
-            "%s belongs to %s: watching for up to %g s whether it still shows that it lives",
-            self._store,
-            _describe(data),
-            self._patience_s,
-        )
         deadline = time.monotonic() + self._patience_s
-        while time.monotonic() < deadline:
+        if not self._has_ended(owner):  # which may be dying: killed, but still in the kernel
+            _log.warning(
+                "%s belongs to %s: watching for up to %g s whether it still shows that it lives",
+                self._store,
+                _describe(data),
+                self._patience_s,
+            )
+        while not self._has_ended(owner):
+            if time.monotonic() >= deadline:
+                _log.warning("%s: %s was silent for %g s: taking over", self._store, _describe(data), self._patience_s)
+                return
             time.sleep(min(_LONGEST_POLL_S, self._patience_s / 10))
             now = self._read(number)
             if now is None or _is_released(now):
                 return
-            if now != data:
+            if now != data and not self._has_ended(owner):
                 raise self._refusal(now)
-        _log.warning("%s: %s was silent for %g s: taking over", self._store, _describe(data), self._patience_s)
+        _log.warning("%s belonged to %s, which has ended: taking over", self._store, owner)
+
+    def _has_ended(self, owner: Owner | None) -> bool:
+        """True where its process can be looked for and is dead; what lives may hang, so that proves nothing."""
+        return owner is not None and owner.writer.kernel == self._writer.kernel != "" and not owner.writer.is_alive()
 
     def _refusal(self, data: bytes | None) -> OwnedElsewhere:
         owner = None if data is None else Owner.from_bytes(data)

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -65,9 +66,22 @@ def read_exits(folder: Path) -> list[ExitRecord]:
 
 
 def clear_exits(folder: Path) -> None:
-    """Removes the records of an earlier start."""
-    for path in folder.glob("rank-*.json"):
+    """Removes the records and steps of an earlier start."""
+    for path in (*folder.glob("rank-*.json"), *folder.glob("step-*")):
         path.unlink(missing_ok=True)
+
+
+def write_step(folder: Path, rank: int, step: int) -> None:
+    """Notes how far a rank is: on a host without rank 0 nothing else says so once the rank is killed."""
+    with suppress(OSError):  # a full disk must not end the run
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"step-{rank:04d}").write_text(str(step))
+
+
+def newest_step(folder: Path) -> int | None:
+    """The largest step that a rank has noted; None without any."""
+    texts = [path.read_text() for path in folder.glob("step-*")]
+    return max((int(text) for text in texts if text.isdigit()), default=None)
 
 
 def combined_code(records: list[ExitRecord]) -> int | None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oct_foundation.runtime.base import B, Precision, Scalar
-from oct_foundation.runtime.ranks import TIMEOUT, Ranks
+from oct_foundation.runtime.ranks import TIMEOUT, Ranks, waiting_for_ranks
 
 
 class NativeRuntime:
@@ -31,7 +31,8 @@ class NativeRuntime:
         host_group = None
         if self.world_size > 1:
             # DDP reduces over nccl on CUDA; objects always travel over gloo, so that no host exchange meets the GPU.
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+            with waiting_for_ranks(self.rank, self.world_size):
+                dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
             host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if kind == "cuda" else None
         self._ranks = Ranks(self.rank, self.world_size, host_group)
         self.mean_over_ranks, self.max_over_ranks = self._ranks.mean, self._ranks.max

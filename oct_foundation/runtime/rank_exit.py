@@ -28,20 +28,29 @@ class RankExit:
         self.rank, self.folder = rank, folder
         self.step: int | None = None
         self.on_leave: list[Callable[[ExitRecord], None]] = []
-        self._leaving = threading.Lock()
+        self._announced, self._leaving = threading.Lock(), threading.Lock()
 
-    def now(self, code: int, reason: str, *, cause: bool = True) -> NoReturn:
-        """Ends the process; `cause` False where another rank is the reason. Whoever comes second waits for the end."""
-        if not self._leaving.acquire(blocking=False):
-            threading.Event().wait()
+    def announce(self, code: int, reason: str, *, cause: bool = True) -> None:
+        """Writes down and tells the others why this rank is about to leave; the first announcement counts.
+
+        cause: False where another rank is the reason.
+        """
+        if not self._announced.acquire(blocking=False):
+            return
         record = ExitRecord(rank=self.rank, code=int(code), reason=reason, step=self.step, cause=cause)
         _within_patience("the exit record", record.write, self.folder)
         _within_patience("the last words", _say, f"rank {self.rank} leaves with code {record.code}: {reason}")
         for callback in self.on_leave:
             _within_patience(getattr(callback, "__qualname__", repr(callback)), callback, record)
+
+    def now(self, code: int, reason: str, *, cause: bool = True) -> NoReturn:
+        """Announces it, where that has not happened, and ends the process. Whoever comes second waits for the end."""
+        if not self._leaving.acquire(blocking=False):
+            threading.Event().wait()
+        self.announce(code, reason, cause=cause)
         _within_patience("stdout", sys.stdout.flush)
         _within_patience("stderr", sys.stderr.flush)
-        os._exit(record.code)
+        os._exit(int(code))
 
 
 def _within_patience(what: str, call: Callable[..., None], *args: object) -> None:

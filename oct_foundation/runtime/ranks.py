@@ -3,14 +3,37 @@
 A world of one needs no process group and opens no port.
 """
 
-from collections.abc import Mapping
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-# One rank per host may prepare hours of data while the others wait for it here.
-TIMEOUT = timedelta(hours=24)
+# One rank per host may prepare data while the others wait for it here; a host that never comes ends the wait.
+TIMEOUT = timedelta(hours=2)
+
+
+@contextmanager
+def waiting_for_ranks(rank: int, world_size: int) -> Iterator[None]:
+    """Says every minute that this rank waits, and where: the others may prepare data, or never come."""
+    done, since = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(60):
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            minutes = (time.monotonic() - since) / 60
+            print(f"rank {rank} has waited {minutes:.0f} min for all {world_size} ranks at {place}", file=sys.stderr)
+
+    threading.Thread(target=say, name="waiting", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def is_loss_of_peer(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from oct_foundation.runtime.base import Runtime, RuntimeKind
 from oct_foundation.runtime.child_watch import ChildWatch
+from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.stopping import SignalListener, forward_to_ranks, signals_blocked
 
 DeviceChoice = Literal["auto", "xla", "cuda", "cpu"]
@@ -66,7 +67,15 @@ def launch(kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int
         return _spawn_gloo(worker, argument, num_processes)
     from oct_foundation.runtime.native import NativeRuntime
 
+    if SignalListener.installed is not None:
+        SignalListener.installed.divert(_leave_before_training)
     return _run(NativeRuntime(kind), worker, argument)
+
+
+def _leave_before_training(name: str) -> None:
+    """While a rank waits for the others, in C, where no exception reaches it; there is nothing to save yet."""
+    print(f"{name} while waiting for the other ranks", file=sys.stderr, flush=True)
+    os._exit(ExitCode.STOPPED)
 
 
 @contextmanager
@@ -140,7 +149,7 @@ def _gloo_worker(rank: int, worker: Worker[T], argument: T, num_processes: int, 
 
 
 def _run(runtime: Runtime, worker: Worker[T], argument: T) -> int:
-    """The worker's top: a rank that raises shows its own traceback and leaves at once.
+    """The top of a worker that has none of its own: a rank that raises shows its traceback and leaves at once.
 
     Others would wait in a collective for a rank that only raised; a spawn parent shows it as BrokenProcessPool.
     """

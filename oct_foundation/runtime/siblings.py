@@ -27,6 +27,7 @@ STDERR = 2
 FAILURE, NONE = "failure", "none"
 GOODBYE = -1
 GOODBYE_S = 5.0
+LAST_WORK_S = 120.0  # of rank 0: its summary, and W&B, which has limits that sum up to 95 s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,11 @@ class Siblings:
     def stop(self) -> None:
         """Says goodbye, so that the others do not take the coming silence for death; the last call before the end.
 
-        Rank 0 holds the store, and waits up to GOODBYE_S until the others have read its goodbye.
+        Rank 0 holds the store, and waits up to GOODBYE_S until the others have read its goodbye. The others wait for
+        that goodbye: torchrun takes the first end with a code for a failure, and would cut off rank 0's last work.
         """
+        if self.rank != 0 and self._talker is not None:
+            self._over.wait(LAST_WORK_S)
         self._over.set()
         self._wake.set()
         if self._talker is not None:

@@ -5,15 +5,14 @@ thread is inside a C call. In a spawned rank it is not ours (torch_xla runs the 
 signal.signal raises): there the launcher has blocked the signals, the rank inherits the mask and waits for them.
 """
 
-import multiprocessing
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import process, resource_tracker
 from typing import ClassVar
 
 from oct_foundation.runtime.exits import ExitCode
@@ -23,14 +22,16 @@ from oct_foundation.runtime.rank_exit import RankExit
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 # Google's Spot machines are taken 30 s after the notice; what is not durable by then is lost.
 GRACE_S = 30.0
-# A machine that shuts down signals every process, and so does the supervisor: one request that arrives twice.
+# Within this time a second Ctrl-C is the terminal's signal to the whole group, or a bouncing key.
 DOUBLED_S = 2.0
+_REPEAT_S = 0.5
 
 
 class StopRequest:
-    """A rank's flag. From the first request on the rank has `grace_s` to save; then, or at a second request, it leaves.
+    """A rank's flag. From the first request on the rank has `grace_s` to save; then it leaves with `late_code`.
 
-    Set `saved` once the state is durable: what still takes too long then costs nothing.
+    Whoever has made the state durable sets `late_code`: what still takes too long then costs nothing. A request that
+    is repeated changes nothing (a Spot notice is followed by the machine's TERM), but for a person's second Ctrl-C.
     """
 
     def __init__(self, exit: RankExit, grace_s: float = GRACE_S) -> None:
@@ -38,7 +39,7 @@ class StopRequest:
         self._asked = threading.Event()
         self._asked_at = 0.0
         self._lock = threading.Lock()
-        self.reason, self.saved = "", False
+        self.reason, self.late_code = "", ExitCode.STOPPED_UNSAVED
 
     @property
     def asked(self) -> bool:
@@ -46,11 +47,11 @@ class StopRequest:
         return self._asked.is_set()
 
     def ask(self, reason: str) -> None:
-        """The first call sets the flag and starts the grace; a second one, not right after it, ends the process."""
+        """The first call sets the flag and starts the grace."""
         with self._lock:
             if self.asked:
-                if time.monotonic() - self._asked_at > DOUBLED_S:
-                    self._leave(f"asked to stop twice ({reason})")
+                if is_insistence(reason, self._asked_at):
+                    self._leave("asked to stop at once (a second Ctrl-C)")
                 return
             self.reason, self._asked_at = reason, time.monotonic()
             self._asked.set()
@@ -59,7 +60,7 @@ class StopRequest:
         timer.start()
 
     def _leave(self, reason: str) -> None:
-        self._exit.now(ExitCode.STOPPED if self.saved else ExitCode.STOPPED_UNSAVED, reason)
+        self._exit.now(self.late_code, reason)
 
     def listen(self) -> None:
         """From now on a stop signal is a request, whichever way this process hears it."""
@@ -122,22 +123,33 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def unblock_stop_signals() -> None:
-    """For children of a rank that shall die of a signal as usual: loader workers."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+def is_insistence(name: str, asked_at: float) -> bool:
+    """Whether this is a second Ctrl-C of a person, and not the echo of the first one."""
+    return name == signal.SIGINT.name and time.monotonic() - asked_at > DOUBLED_S
 
 
 def forward_to_ranks() -> Callable[[str], None]:
-    """For the launcher: the first request asks every rank, a second one, not right after it, kills them."""
+    """For the launcher: passes a request on to every rank, those being started included; a second Ctrl-C, too."""
     asked_at: list[float] = []
 
+    def keep_asking() -> None:
+        while True:
+            _signal_children(signal.SIGUSR1)  # ranks do not mind repetition
+            time.sleep(_REPEAT_S)
+
     def forward(name: str) -> None:
-        if asked_at and time.monotonic() - asked_at[0] < DOUBLED_S:
-            return
-        how = signal.SIGKILL if asked_at else signal.SIGUSR1
-        asked_at.append(time.monotonic())
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, how)
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            threading.Thread(target=keep_asking, name="ask ranks", daemon=True).start()
+        elif is_insistence(name, asked_at[0]):
+            _signal_children(signal.SIGINT)
 
     return forward
+
+
+def _signal_children(number: signal.Signals) -> None:
+    """To the children as multiprocessing knows them; `active_children()` would reap them under their spawner's nose."""
+    for child in list(process._children):  # type: ignore[attr-defined]
+        if child.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, number)

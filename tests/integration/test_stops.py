@@ -66,6 +66,23 @@ def test_a_rank_that_raises_takes_the_other_along_and_is_named_first(train, tmp_
     assert "BrokenProcessPool" not in run.output
 
 
+def test_rank_0_says_why_it_raises_before_it_tidies_up(train, tmp_path):
+    run = train(tmp_path, *SHORT, *TWO_RANKS, fault="crash@0:3", code=1)
+    first, second = read_exits(tmp_path / "exits")
+    assert (first.rank, first.step, first.reason) == (0, 3, "RuntimeError: injected crash")
+    assert (second.rank, second.cause) == (1, False)
+    assert run.output.index("injected crash") < run.output.index("rank 1 leaves")
+    assert run.summary["outcome"] == "failed"
+
+
+def test_a_last_save_that_fails_is_no_rank_s_success(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("VANISH", str(tmp_path / "checkpoints"))
+    run = train(tmp_path, *SHORT, *TWO_RANKS, fault=f"vanish@0:{STEPS - 1}", code=ExitCode.STORAGE)
+    assert {record.code for record in read_exits(tmp_path / "exits")} == {ExitCode.STORAGE}
+    assert len(read_exits(tmp_path / "exits")) == 2
+    assert "its last checkpoint is not saved" in run.output
+
+
 def test_a_rank_that_is_killed_is_named_with_its_signal_and_memory(train, tmp_path):
     run = train(tmp_path, *SHORT, *TWO_RANKS, fault="kill@1:3", code=1)
     assert "was killed by signal 9 (SIGKILL)" in run.output

@@ -13,19 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
+from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.rank_exit import RankExit
 from oct_foundation.runtime.stopping import SignalListener, StopRequest, forward_to_ranks, signals_blocked
 
 
-def rank(folder: Path, grace_s: float = 20.0, *, looks: bool = True, saved: bool = False) -> int:
+def rank(folder: Path, grace_s: float = 20.0, *, looks: bool = True, saved: bool = False, saves_s: float = 0) -> int:
     """Waits for the request like a loop does; 75 when it has seen it."""
     stop = StopRequest(RankExit(rank=0, folder=folder), grace_s)
-    stop.saved = saved
+    if saved:
+        stop.late_code = ExitCode.STOPPED
     stop.listen()
     np.ones((200, 200)) @ np.ones((200, 200))  # threads of a numeric library may be given the signal
     print("READY", flush=True)
     for _ in range(3000):
         if stop.asked and looks:
+            time.sleep(saves_s)
             print(f"heard {stop.reason}", flush=True)
             return 75
         time.sleep(0.01)
@@ -56,6 +59,8 @@ def main(kind: str, folder: Path) -> int:
                 return pool.submit(in_a_thread, folder, kind == "spawned").result()
         case "rank":
             return rank(folder)
+        case "slow":
+            return rank(folder, saves_s=5.0)
         case "very patient":
             return rank(folder, looks=False)
         case "patient":

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,22 +69,31 @@ def test_a_rank_that_does_not_come_leaves_after_its_grace(tmp_path: Path, kind: 
     assert "1 s after SIGTERM" in record.reason
 
 
-def test_a_second_request_ends_the_rank_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_rank_at_once(tmp_path: Path) -> None:
     process = start("very patient", tmp_path)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)  # the machine and the supervisor, at one moment: one request
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # the terminal and the supervisor, at one moment: one request
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(DOUBLED_S + 0.5)
     process.send_signal(signal.SIGINT)
     assert end_of(process)[0] == ExitCode.STOPPED_UNSAVED
-    assert "twice" in read_exits(tmp_path)[0].reason
+    assert "second Ctrl-C" in read_exits(tmp_path)[0].reason
 
 
-def test_a_second_request_to_the_launcher_kills_its_ranks(tmp_path: Path) -> None:
+def test_a_machine_that_repeats_itself_does_not_cut_off_the_save(tmp_path: Path) -> None:
+    process = start("slow", tmp_path)
+    process.send_signal(signal.SIGTERM)  # a Spot notice
+    time.sleep(DOUBLED_S + 0.5)
+    process.send_signal(signal.SIGTERM)  # the shutdown that follows it
+    assert end_of(process) == (ExitCode.STOPPED, "heard SIGTERM\n")
+
+
+def test_a_second_ctrl_c_to_the_launcher_reaches_its_ranks(tmp_path: Path) -> None:
     process = start("spawned-patient", tmp_path)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(DOUBLED_S + 0.5)  # the rank has 20 s
     process.send_signal(signal.SIGINT)
-    assert end_of(process)[0] == 1
-    assert read_exits(tmp_path) == [], "a killed rank writes nothing"
+    assert end_of(process)[0] == 1, "a pool whose process has left is broken"
+    (record,) = read_exits(tmp_path)
+    assert record.code == ExitCode.STOPPED_UNSAVED
