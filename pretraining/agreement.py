@@ -16,7 +16,7 @@ from oct_foundation.runtime.exits import ExitCode
 AGREE_WITHIN_S = 5.0
 # More keys than this differ only between runs that have nothing in common.
 _MOST_KEYS_NAMED = 10
-# Who has lost its place must not save, so a takeover goes before a request to save and stop.
+# Who has lost its place must not save, and a failed store cannot: both go before a request to save and stop.
 _BY_GRAVITY = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.STORAGE, ExitCode.TAKEN_OVER)
 
 

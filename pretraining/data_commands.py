@@ -10,7 +10,8 @@ from data_setup.index import PreparedSet
 from data_setup.prepare import read_key
 from data_setup.prepare_file import keyed_id
 from data_setup.sources import is_gcs
-from pretraining.prepare import EXIT_CONFIG, EXIT_STOPPED, summary
+from oct_foundation.runtime.exits import ExitCode
+from pretraining.prepare import summary
 from pretraining.source_section import SourceSection, guess_source
 
 
@@ -27,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _locate(arguments.source, Path(arguments.set), arguments.ids)
     except ValueError as error:
         print(f"octfm: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return ExitCode.CONFIG
     except StopPreparing as stop:
         print(f"octfm: stopped: {stop}", file=sys.stderr)
-        return EXIT_STOPPED
+        return ExitCode.STORAGE
     return 0
 
 

@@ -22,11 +22,12 @@ from data_setup.errors import StopPreparing
 from data_setup.index import PreparedSet
 from data_setup.prepare import Progress, prepare
 from data_setup.sources import is_gcs
+from oct_foundation.runtime.exits import ExitCode
 from pretraining.config_file import ConfigError, load_settings
 from pretraining.source_section import SourceSection, guess_source
 
 log = logging.getLogger("octfm")
-EXIT_CONFIG, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 74, 130  # 74: EX_IOERR of sysexits.h
+EXIT_INTERRUPTED = 130  # what shells say of Ctrl-C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,10 @@ def run_command(arguments: argparse.Namespace) -> int:
             _copy_to_bucket(folder, prepared, arguments.out)
     except ValueError as error:
         print(f"octfm: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return ExitCode.CONFIG
     except StopPreparing as stop:
         print(f"octfm: stopped: {stop}. What is finished is kept: the same command goes on from there", file=sys.stderr)
-        return EXIT_STOPPED
+        return ExitCode.STORAGE
     except KeyboardInterrupt:
         print("octfm: interrupted. What is finished is kept: the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -15,6 +15,7 @@ from pathlib import Path
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEFTOVER_WAIT_S = 2.0  # loader workers leave within 0.1 s of their parent's end
+KILLED_WAIT_S = 5.0  # one that is killed in the midst of a write holds files and devices until that ends
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -67,18 +68,25 @@ def _tied_to(parent: int) -> Callable[[], None]:
 
 
 def end_leftovers(group: int) -> list[int]:
-    """For a group whose first process has just ended: waits for the others, kills those that stay, returns them."""
+    """For a group whose first process has just ended: waits for the others, kills those that stay, returns these."""
     if not Path("/proc/self/stat").exists():  # macOS: nothing to count with
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
         return []
-    deadline = time.monotonic() + LEFTOVER_WAIT_S
-    while (left := group_members(group)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    left = _members_after(group, LEFTOVER_WAIT_S)
     if left:  # while it has members, the number of a group is given to nobody else
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
+        _members_after(group, KILLED_WAIT_S)
     return left
+
+
+def _members_after(group: int, seconds: float) -> list[int]:
+    """The living processes of a group once there are none, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (members := group_members(group)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return members
 
 
 def group_members(group: int) -> list[int]:

@@ -4,16 +4,29 @@
 made below Python, at the file descriptors that children inherit.
 """
 
-import hashlib
+import errno
 import json
 import os
+import re
+import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Errors that last until a person has changed output_dir or its rights; a full or failing disk is another matter.
+_OF_THE_USER = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+     errno.ENAMETOOLONG, errno.EINVAL}
+)  # fmt: skip
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK})  # link(2)
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+# A shutdown sends TERM to every process, a closed terminal HUP and PIPE: training still has something to say then.
+_TEE = 'trap "" TERM INT HUP PIPE; exec tee -a "$1"'
 
 
 @dataclass(frozen=True)
@@ -54,18 +67,32 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """The tracker's id of this run: the same after a restart in the same folder."""
-        return hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
+        """The tracker's id of this run: 12 hex digits, random, the same for all processes and after a restart.
+
+        Raises ValueError where the file holds something else, OSError where it cannot be made.
+        """
+        path = self.path / "run_id"
+        if not path.exists():
+            _write_once(path, secrets.token_hex(6) + "\n")
+        found = path.read_text(errors="replace").strip()
+        if not _RUN_ID.fullmatch(found):
+            raise ValueError(f"{path} holds {found!r}; 12 hex digits are allowed. Delete the file for a new id")
+        return found
 
     def create(self, config_yaml: str) -> None:
-        """Makes the folder and writes the configuration; raises ValueError when that is not possible."""
+        """Makes the folder, the run's id where there is none, and writes the configuration.
+
+        Raises ValueError for what the user has to change, OSError for a disk that is full or fails.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.config, config_yaml)
+            _ = self.run_id
         except OSError as error:
-            raise ValueError(
-                f"output_dir {self.path} cannot be written ({error.strerror}); set output_dir=..."
-            ) from error
+            text = f"output_dir {self.path} cannot be written ({error.strerror})"
+            if error.errno in _OF_THE_USER:
+                raise ValueError(f"{text}; set output_dir=...") from error
+            raise OSError(error.errno, f"{text}; free some space there or set output_dir=...") from error
 
     def tee_output(self) -> subprocess.Popen[bytes]:
         """From here on stdout and stderr of this process and its children also go to `train.log`.
@@ -74,7 +101,7 @@ class RunFolder:
         """
         sys.stdout.flush()
         sys.stderr.flush()
-        tee = subprocess.Popen(["tee", "-i", "-a", str(self.log)], stdin=subprocess.PIPE, start_new_session=True)
+        tee = subprocess.Popen(["sh", "-c", _TEE, "sh", str(self.log)], stdin=subprocess.PIPE, start_new_session=True)
         assert tee.stdin is not None
         for descriptor in (1, 2):
             os.dup2(tee.stdin.fileno(), descriptor)
@@ -87,9 +114,10 @@ class RunFolder:
 
 
 def close_tee(tee: subprocess.Popen[bytes]) -> None:
-    """Lets `tee` write its last line: it ends when the last writer has closed the pipe."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Lets `tee` write its last line: it ends when the last writer has closed the pipe. No error where it is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     nothing = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nothing, descriptor)
@@ -101,10 +129,35 @@ def close_tee(tee: subprocess.Popen[bytes]) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Temporary name in the same folder, then rename."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    """Temporary name in the same folder, then rename; raises OSError and leaves nothing behind."""
+    with _durable_copy(path, text) as temporary:
+        os.replace(temporary, path)
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Of several processes the first one writes, the others find its text; no one ever sees a part."""
+    with _durable_copy(path, text) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(temporary, path)  # on such a disk (exFAT, SMB) the last one counts
+
+
+@contextmanager
+def _durable_copy(path: Path, text: str) -> Iterator[str]:
+    """`text` on the disk beside `path`, under a name that is gone after the block."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)

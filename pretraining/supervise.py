@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from oct_foundation.runtime.exits import ExitCode, ExitRecord, clear_exits, combined_code, read_exits
+from oct_foundation.runtime.exits import ExitCode, ExitRecord, clear_exits, combined_code, newest_step, read_exits
 from oct_foundation.tracking.redact import redact_command
 from pretraining.process_group import SignalQueue, end_leftovers, start_in_own_group
 from pretraining.run_folder import RunFolder, write_atomic
@@ -35,8 +35,8 @@ _METRICS_TAIL_BYTES = 1 << 16  # a line is below 4 kB
 class Patience:
     """How often and how fast to start again, and how long a job that was asked to stop may take.
 
-    max_restarts: in a row without progress, 0 for never; backoff_s: before the first of them, then doubled, up to
-    300. No jitter: the hosts of a pod must come back together.
+    max_restarts: in a row without progress, 0 for never; clean stops do not count. backoff_s: before the first of
+    them, then doubled, up to 300. No jitter: the hosts of a pod must come back together.
     """
 
     max_restarts: int = 5
@@ -91,7 +91,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until the job is done, was asked to stop, cannot be helped by a restart, or makes no progress."""
-        newest, in_a_row = -1, 0
+        newest, in_a_row, stops = -1, 0, 0
         while True:
             end = self._run_job()
             if end.code == ExitCode.DONE:
@@ -101,12 +101,16 @@ class Supervisor:
                 break
             if end.step is not None and end.step > newest:
                 newest, in_a_row = end.step, 0
-            if in_a_row >= self._patience.max_restarts:
+            if end.code == ExitCode.STOPPED:  # a notice of maintenance stands for up to an hour, and stops each start
+                stops += 1
+                pause_s, count = self._patience.pause_s(stops), "a clean stop, which does not count"
+            elif in_a_row >= self._patience.max_restarts:
                 self._say(self._given_up(end, newest, in_a_row + 1))
                 break
-            in_a_row += 1
-            pause_s = self._patience.pause_s(in_a_row)
-            count = f"{in_a_row} of {self._patience.max_restarts} without progress"
+            else:
+                in_a_row, stops = in_a_row + 1, 0
+                pause_s = self._patience.pause_s(in_a_row)
+                count = f"{in_a_row} of {self._patience.max_restarts} without progress"
             self._say(f"the job ended with {end}; restart in {pause_s:g} s ({count})")
             if self._asked_within(pause_s):
                 self._say("asked to stop while no job ran; it is not started again")
@@ -180,7 +184,10 @@ class Supervisor:
             reason = f"{records[0].reason} (rank {records[0].rank} on {records[0].host})"
         steps = [record.step for record in records if record.step is not None]
         if self._folder is not None:
-            steps += newest_steps(self._folder.metrics)
+            steps += logged_steps(self._folder.metrics)
+            with suppress(OSError, ValueError):  # cut by the kill
+                if (theirs := newest_step(self._folder.exits)) is not None:  # this host may have no metrics
+                    steps.append(theirs)
         return JobEnd(code=int(code), reason=reason, step=max(steps, default=None))
 
     def _records(self) -> list[ExitRecord]:
@@ -235,7 +242,7 @@ class Supervisor:
                 log.write(line)
 
 
-def newest_steps(metrics: Path) -> list[int]:
+def logged_steps(metrics: Path) -> list[int]:
     """The steps of the last lines of metrics.jsonl; none without the file."""
     steps = []
     with suppress(OSError), metrics.open("rb") as file:

@@ -1,9 +1,11 @@
 """What a person sees while a run goes on: a progress bar on a terminal, plain lines in a log."""
 
+import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -21,12 +23,14 @@ _COLUMNS = {
     "train/samples_per_sec": "{:.1f} samples/s",
 }
 
+_log = logging.getLogger(__name__)
+
 
 class ConsoleTracker:
     """Shows step of total, loss, learning rate, gradient norm, samples/s and time left.
 
     stream: where it goes; a terminal gets the bar, anything else lines. total_steps and start_step: optimizer
-    steps.
+    steps. A stream that fails (terminal closed, disk of the log full) is one warning; training goes on.
     """
 
     def __init__(
@@ -44,13 +48,15 @@ class ConsoleTracker:
         self._num_lines = 0
         self._last_line_s = float("-inf")
         self._bar: Progress | None = None
+        self._told = False
         if self._stream.isatty():
             self._bar = Progress(
                 TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
                 console=Console(file=self._stream), auto_refresh=False,
             )  # fmt: skip
             self._task = self._bar.add_task("", total=total_steps, completed=start_step)
-            self._bar.start()
+            with self._not_fatal():
+                self._bar.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Shows train metrics on the bar or line; others (validation) always get a line of their own."""
@@ -58,7 +64,8 @@ class ConsoleTracker:
             self._marks.append((self._clock(), step))
             text = " | ".join([*_cells(train), f"left {self._time_left(step)}"])
             if self._bar is not None:
-                self._bar.update(self._task, completed=step, description=text, refresh=True)
+                with self._not_fatal():
+                    self._bar.update(self._task, completed=step, description=text, refresh=True)
             elif self._line_is_due(step):
                 self._line(f"{self._place(step)} | {text}")
         if others := {name: value for name, value in metrics.items() if name not in train}:
@@ -72,7 +79,8 @@ class ConsoleTracker:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Takes the bar down; the summary is the run's to print."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._not_fatal():
+                self._bar.stop()
 
     def _place(self, step: int) -> str:
         width = len(str(self._total_steps))
@@ -87,10 +95,25 @@ class ConsoleTracker:
         return True
 
     def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=self._stream, flush=True)
+        with self._not_fatal():
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, file=self._stream, flush=True)
+
+    @contextmanager
+    def _not_fatal(self) -> Iterator[None]:
+        """Takes an OSError of the stream. Lines are tried again, a disk may get room; the bar is taken down."""
+        try:
+            yield
+        except OSError as error:
+            if self._bar is not None:  # it keeps all that it could not show, and holds sys.stdout and sys.stderr
+                with suppress(OSError):
+                    self._bar.stop()
+                self._bar = None
+            if not self._told:
+                self._told = True
+                _log.warning("what is shown of the run is lost (%s); training goes on", error.strerror)
 
     def _time_left(self, step: int) -> str:
         """h:mm:ss by the pace of the last lines; the first line has none, so compile time does not count."""

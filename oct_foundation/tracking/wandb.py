@@ -10,7 +10,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
+from oct_foundation.tracking.jsonl import read_rows
 from oct_foundation.tracking.redact import redact
-from oct_foundation.tracking.wandb_files import newest_row
+from oct_foundation.tracking.wandb_files import newest_row, rows_of
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -56,13 +57,29 @@ class WandbSettings:
 
 
 def start_wandb(
-    settings: WandbSettings, *, folder: Path, run_id: str, config: Mapping[str, Any], goes_on: bool = False
+    settings: WandbSettings,
+    *,
+    folder: Path,
+    run_id: str,
+    config: Mapping[str, Any],
+    goes_on: bool = False,
+    record: Path | None = None,
+    resumed_step: int = 0,
 ) -> "WandbTracker | None":
     """The tracker that `settings` and this machine call for, None when it is disabled."""
     mode = resolve_mode(settings, os.environ)
     if mode == "disabled":
         return None
-    return WandbTracker(settings, mode=mode, folder=folder, run_id=run_id, config=config, goes_on=goes_on)
+    return WandbTracker(
+        settings,
+        mode=mode,
+        folder=folder,
+        run_id=run_id,
+        config=config,
+        goes_on=goes_on,
+        record=record,
+        resumed_step=resumed_step,
+    )
 
 
 def resolve_mode(settings: WandbSettings, environ: Mapping[str, str]) -> Mode:
@@ -107,7 +124,8 @@ class WandbTracker:
     logged a larger one.
 
     goes_on: the steps between the last checkpoint and the end of the attempt before this one are trained again; rows
-    that W&B has of them are not sent twice, so that steps never fall.
+    that W&B has of them are not sent twice, so that steps never fall. Rows up to `resumed_step` that a kill has kept
+    from W&B come from `record`, the run's metrics.jsonl.
     """
 
     def __init__(
@@ -119,6 +137,8 @@ class WandbTracker:
         run_id: str,
         config: Mapping[str, Any],
         goes_on: bool = False,
+        record: Path | None = None,
+        resumed_step: int = 0,
     ) -> None:
         if not _RUN_ID.fullmatch(run_id):
             raise ValueError(f"run id {run_id!r}: letters, digits, '-' and '_' are allowed, 128 at most")
@@ -128,6 +148,8 @@ class WandbTracker:
         self._run_id = run_id
         self._config = redact(config)
         self._goes_on = goes_on
+        self._record = record
+        self._resumed_step = resumed_step
         self._rows: queue.Queue[dict[str, Any] | _Finish] = queue.Queue(maxsize=QUEUE_ROWS)
         self._failed = threading.Event()
         self._num_dropped = 0
@@ -159,14 +181,16 @@ class WandbTracker:
     def _work(self) -> None:
         """The thread: opens the run, passes rows on, closes it."""
         try:
-            had_step, had_names = newest_row(self._folder, self._run_id) if self._goes_on else (0, frozenset())
+            on_disk = newest_row(self._folder, self._run_id) if self._goes_on else _NOTHING
             run = self._open_run()
-            if self._goes_on and not run.offline:  # the service knows the run better than this disk
-                had_step, had_names = max((had_step, had_names), (int(run.summary.get("step", 0)), frozenset()))
+            had = self._had(run, on_disk) if self._goes_on else _NOTHING
             run.define_metric("*", step_metric="step")
+            for recorded in self._recorded():
+                if missing := _missing(recorded, had):
+                    run.log(missing)
             while not isinstance(row := self._rows.get(), _Finish):
-                if row["step"] > had_step or (row["step"] == had_step and not row.keys() <= had_names):
-                    run.log(row)
+                if missing := _missing(row, had):
+                    run.log(missing)
             run.summary.update(redact(row.summary))
             run.finish()
             _end_service()
@@ -175,6 +199,20 @@ class WandbTracker:
             # end the run.
             self._failed.set()
             _log.warning("W&B failed, the run goes on with metrics.jsonl: %s", _first_line(error))
+
+    def _had(self, run: Any, on_disk: "_Newest") -> "_Newest":
+        """The newest row that W&B has or will get: from this disk, and from the service."""
+        if not run.offline:  # the service knows what it got of attempts that were online
+            return max(on_disk, (int(run.summary.get("step", 0)), frozenset()))
+        online = self._folder.glob(f"wandb/run-*/run-{self._run_id}.wandb")
+        return max(
+            on_disk, *((int(row["step"]), frozenset[str]()) for path in online for row in rows_of(path)), _NOTHING
+        )
+
+    def _recorded(self) -> Iterator[dict[str, float]]:
+        """The rows that led to the state which the run goes on from."""
+        if self._goes_on and self._record is not None:
+            yield from (row for row in read_rows(self._record) if row["step"] <= self._resumed_step)
 
     def _open_run(self) -> Any:
         """An online run if asked for and possible within `init_timeout_s`, else an offline one."""
@@ -217,6 +255,20 @@ class _Finish:
     """Last in the queue."""
 
     summary: dict[str, Any]
+
+
+# A step, and the names that were logged at it.
+_Newest = tuple[int, frozenset[str]]
+_NOTHING: _Newest = (0, frozenset())
+
+
+def _missing(row: Mapping[str, Any], had: _Newest) -> dict[str, Any]:
+    """What of `row` is behind the newest row that W&B has; empty for none."""
+    step, names = had
+    if row["step"] < step:
+        return {}
+    rest = {name: value for name, value in row.items() if row["step"] > step or name not in names | {"step"}}
+    return {**rest, "step": row["step"]} if rest else {}
 
 
 def _end_service() -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from oct_foundation.runtime.exits import ExitCode
 from pretraining.config_file import ConfigError
 from pretraining.fleet.check import check
 from pretraining.fleet.deploy import deploy
@@ -16,7 +17,7 @@ from pretraining.fleet.stop import stop
 from pretraining.fleet.transport import open_transport
 from pretraining.fleet.workers import Workers
 
-EXIT_CONFIG, EXIT_INTERRUPTED = 2, 130
+EXIT_INTERRUPTED = 130  # what shells say of Ctrl-C
 _ACTIONS = {
     "check": "reach every worker: Python, disk, memory, free chips and ports, clock",
     "deploy": "one pushed commit on all workers, and the proof that it is the same everywhere",
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return stop(workers, arguments.grace)
     except ConfigError as error:
         print(f"octfm: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return ExitCode.CONFIG
     except KeyboardInterrupt:
         print("octfm: interrupted; what was sent to the workers goes on: octfm fleet status", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -79,7 +80,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     chosen["logs"].add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     chosen["stop"].add_argument(
-        "--grace", type=_seconds, default=60.0, metavar="SECONDS", help="for the last checkpoint (default: 60)"
+        "--grace", type=_seconds, default=75.0, metavar="SECONDS", help="for the last checkpoint (default: 75)"
     )
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.action == "start":

@@ -251,6 +251,20 @@ def test_a_damaged_checkpoint_goes_into_quarantine_and_the_next_older_is_taken(t
         manager(tmp_path).restore(30)
 
 
+def test_a_rank_that_only_reads_refuses_a_damaged_checkpoint_and_leaves_no_note(tmp_path, caplog):
+    save(tmp_path, 10, 20)
+    flip(folder(tmp_path, 20) / "state.pt", 2000)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    reader = CheckpointManager(LocalStore(tmp_path), MANY, "run", "a2", may_quarantine=False)
+    with pytest.raises(Corrupt, match="step-00000020-a1 is not intact"):
+        reader.restore(CheckpointName(step=20, attempt="a1"))
+    found = reader.latest_intact()
+    assert found is not None
+    assert found.step == 10
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert caplog.text.count("not intact as it is read here: its sha256") == 2
+
+
 def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
     save(tmp_path, 10)
     data = (folder(tmp_path, 10) / "manifest.json").read_bytes()

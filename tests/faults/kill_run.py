@@ -1,7 +1,7 @@
 """A whole training, killed with SIGKILL at random moments and restarted by the supervisor, against an undisturbed one.
 
 `python -m tests.faults.kill_run --kills 25` uses the smoke configuration on the CPU, started by run_tpu_xla.sh. Exit
-code 1 where a weight, a logged loss or a W&B step differs from what an unbroken run has.
+code 1 where a weight, a logged loss or a W&B step differs from what an unbroken run has, or a job died unkilled.
 """
 
 import argparse
@@ -76,6 +76,8 @@ def kill_and_compare(scratch: Path, *, kills: int, steps: int, seed: int, settin
         raise RuntimeError(f"ended with {supervisor.returncode}: {(scratch / 'killed.log').read_text()[-3000:]}")
     outcome.restarts = json.loads((killed / "supervisor.json").read_text())["restarts"]
     _compare(calm, killed, outcome)
+    if outcome.restarts != len(outcome.kills):
+        outcome.complaints.append(f"{outcome.restarts} restarts after {len(outcome.kills)} kills")
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -132,6 +134,8 @@ def _compare(calm: Path, killed: Path, outcome: Outcome) -> None:
     steps = [row["step"] for path in run_files(killed) for row in rows_of(path)]
     outcome.wandb_rows = len(steps)
     outcome.wandb_gaps = len({row["step"] for row in _rows(calm)} - set(steps))
+    if outcome.wandb_gaps:
+        outcome.complaints.append(f"W&B lacks {outcome.wandb_gaps} steps")
     if len(ids) != 1:
         outcome.complaints.append(f"W&B has {len(ids)} runs: {sorted(ids)}")
     if steps != sorted(steps):

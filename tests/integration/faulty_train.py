@@ -2,6 +2,8 @@
 
 At the start of the update after STEP: crash raises, hang never comes back, kill is SIGKILL to the rank itself, term is
 SIGTERM to the launcher. nan: from that update on the loss is not a number. vanish: the folder of checkpoints is gone.
+fill: once a checkpoint is durable, the file FILL takes all that is free on its disk; it is gone FREE_AFTER updates
+later, where that is set.
 """
 
 import os
@@ -40,12 +42,19 @@ def break_something() -> None:
             folder = Path(os.environ["VANISH"])
             shutil.rmtree(folder)
             folder.write_text("a file where the folder was")
+        case "fill":
+            while not list(Path(os.environ["FILL"]).parent.glob("*/checkpoints/latest.json")):
+                time.sleep(0.1)
+            with open(os.environ["FILL"], "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(file.name).free)
 
 
 def step(*args, **kwargs):
     global updates
     if updates == int(number) and rank in ("", os.environ.get("RANK", "0")):
         break_something()
+    if kind == "fill" and "FREE_AFTER" in os.environ and updates == int(number) + int(os.environ["FREE_AFTER"]):
+        os.unlink(os.environ["FILL"])
     updates += 1
     return healthy_step(*args, **kwargs)
 

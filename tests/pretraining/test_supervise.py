@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.process_group import LEFTOVER_WAIT_S
-from pretraining.supervise import MAX_BACKOFF_S, JobEnd, Patience, newest_steps
+from pretraining.supervise import MAX_BACKOFF_S, JobEnd, Patience, logged_steps
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +26,10 @@ def announce():
     status = pathlib.Path(os.environ["OCTFM_STATUS"])
     status.with_suffix(".tmp").write_text(json.dumps({"folder": str(folder)}))
     status.with_suffix(".tmp").rename(status)
+
+def note_step(step, rank):
+    (folder / "exits").mkdir(exist_ok=True)
+    (folder / f"exits/step-{rank:04d}").write_text(str(step))
 
 def log_step(step):
     with (folder / "metrics.jsonl").open("a") as file:
@@ -199,6 +203,39 @@ def test_progress_makes_the_count_and_the_pause_begin_anew(start, tmp_path):
     pauses = [line.rpartition("restart in ")[2].split(" s")[0] for line in output.splitlines() if "restart in" in line]
     assert pauses == ["0.01", "0.01", "0.01", "0.01", "0.02"]
     assert "3 times in a row the job ended without getting past step 40" in output
+
+
+def test_the_steps_that_ranks_have_noted_are_progress_where_there_are_no_metrics(start, tmp_path):
+    # Ends 1 to 4 come further; the last noted step of a start is gone before the next one.
+    body = """
+announce()
+assert not list(folder.glob("exits/step-*"))
+note_step(1, rank=4)
+note_step(min(start, 4) * 10, rank=5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    returned, output = supervise(start, body, "--max-restarts", "2")
+    assert returned == 1
+    assert len(starts(tmp_path)) == 6
+    assert "3 times in a row the job ended without getting past step 40" in output
+
+
+def test_clean_stops_double_the_pause_and_use_up_no_restart(start, tmp_path):
+    # A notice of maintenance that stands: each start stops at once. Failures between them count as ever.
+    body = "announce(); sys.exit([75, 75, 75, 1, 75, 1, 1][start - 1])"
+    returned, output = supervise(start, body, "--max-restarts", "2")
+    assert returned == 1
+    assert len(starts(tmp_path)) == 7
+    told = [line.rpartition("restart in ")[2] for line in output.splitlines() if "restart in" in line]
+    clean = "(a clean stop, which does not count)"
+    assert told == [
+        f"0.01 s {clean}",
+        f"0.02 s {clean}",
+        f"0.04 s {clean}",
+        "0.01 s (1 of 2 without progress)",
+        f"0.01 s {clean}",
+        "0.02 s (2 of 2 without progress)",
+    ]
 
 
 def test_falling_back_behind_the_newest_step_is_no_progress(start, tmp_path):
@@ -427,9 +464,9 @@ def test_it_needs_neither_torch_nor_yaml():
 
 def test_steps_are_read_from_the_end_of_a_file_with_a_line_cut_short(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert newest_steps(path) == []
+    assert logged_steps(path) == []
     path.write_text("".join(json.dumps({"step": n, "filler": "x" * 50}) + "\n" for n in range(5000)) + '{"step": 99')
-    assert max(newest_steps(path)) == 4999
+    assert max(logged_steps(path)) == 4999
 
 
 def test_codes_of_others_count_as_failures():

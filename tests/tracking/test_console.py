@@ -1,6 +1,10 @@
 """What the person sees: lines in a log, a bar on a terminal."""
 
 import io
+import os
+import sys
+
+import pytest
 
 from oct_foundation.tracking.console import FIRST_LINES, LINE_EVERY_S, ConsoleTracker
 
@@ -84,3 +88,36 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch):
     for text in ("5/10", "loss 0.4322", "grad norm 0.01235", "WARNING [slow] disk"):
         assert text in shown
     assert "\x1b[" in shown  # drawn, not printed line by line
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_stream_that_goes_away_costs_one_warning_and_no_step(terminal, monkeypatch, caplog):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    reader, writer = os.openpty() if terminal else os.pipe()
+    stream = os.fdopen(writer, "w", closefd=False)
+    stdout = sys.stdout
+    console = ConsoleTracker(10, stream=stream)
+    console.log(ROW, 1)
+    shown = os.read(reader, 65536)
+    os.close(reader)
+    for step in range(2, 6):
+        console.log(ROW | {"val/loss": 0.5}, step)
+    console.warning("disk")
+    console.finish({})
+    assert sys.stdout is stdout  # the bar had taken it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # for what the stream still holds
+    stream.close()
+    assert b"1/10" in shown
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert ("Input/output error" if terminal else "Broken pipe") in warning
+
+
+def test_lines_come_again_when_the_disk_of_the_log_has_room(tmp_path):
+    with open("/dev/full", "w") as full:
+        console = ConsoleTracker(10, stream=full)
+        console.log(ROW, 1)
+        with (tmp_path / "train.log").open("w") as log:
+            os.dup2(log.fileno(), full.fileno())
+        console.log(ROW, 2)
+    assert "step  2/10" in (tmp_path / "train.log").read_text()

@@ -5,13 +5,16 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oct_foundation.tracking.jsonl import JsonlTracker, json_number
+from oct_foundation.tracking import jsonl
+from oct_foundation.tracking.jsonl import JsonlTracker, json_number, read_rows
 from oct_foundation.tracking.redact import REDACTED, redact
 from oct_foundation.tracking.tracker import FanOut
 
@@ -119,15 +122,76 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [row["train/loss"] for row in rows(path)] == [0.5]
 
 
-def test_a_disk_that_refuses_the_record_is_an_error_of_the_run(tmp_path):
-    tracker = JsonlTracker(tmp_path / "m.jsonl", attempt="a")
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """A disk that takes a part of a line and refuses the rest, as a full one does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
-            tracker.log({"train/loss": 1.0}, 1)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_that_the_disk_refuses_wait_and_come_in_order_when_it_has_room(tmp_path, caplog):
+    path = tmp_path / "m.jsonl"
+    tracker = JsonlTracker(path, attempt="a")
+    tracker.log({"train/loss": 1.0}, 1)
+    whole = path.read_bytes()
+    for first in (2, 5):
+        with largest_file(path.stat().st_size + 20):
+            for step in range(first, first + 3):
+                tracker.log({"train/loss": float(step)}, step)
+            refused = path.read_bytes()
+        assert refused == whole  # no half line either
+        tracker.log({"train/loss": 0.0}, 100 * first)
+        whole = path.read_bytes()
+    tracker.finish({})
+    assert [row["step"] for row in rows(path)] == [1, 2, 3, 4, 200, 5, 6, 7, 500]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2  # one an outage
+    assert all("File too large" in text for text in warnings)
+
+
+def test_the_end_of_a_run_brings_the_rows_that_wait_to_the_file(tmp_path):
+    tracker = JsonlTracker(tmp_path / "m.jsonl", attempt="a")
+    with largest_file(20):
+        tracker.log({"train/loss": 1.0}, 1)
+    tracker.finish({})
+    assert [row["step"] for row in rows(tmp_path / "m.jsonl")] == [1]
+
+
+def test_a_disk_that_stays_full_costs_rows_and_a_warning_but_not_the_run(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(jsonl, "HELD_ROWS", 4)
+    tracker = JsonlTracker(tmp_path / "m.jsonl", attempt="a")
+    with largest_file(20):
+        for step in range(1, 8):
+            tracker.log({"train/loss": 1.0}, step)
+        tracker.finish({})
+    assert "lacks 7 rows" in caplog.text
+    assert (tmp_path / "m.jsonl").read_bytes() == b""
+
+
+def test_of_more_rows_than_memory_holds_the_newest_stay_and_the_others_are_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(jsonl, "HELD_ROWS", 4)
+    tracker = JsonlTracker(tmp_path / "m.jsonl", attempt="a")
+    with largest_file(20):
+        for step in range(1, 8):
+            tracker.log({"train/loss": 1.0}, step)
+    tracker.finish({})
+    assert [row["step"] for row in rows(tmp_path / "m.jsonl")] == [4, 5, 6, 7]
+    assert "lacks 3 rows" in caplog.text
+
+
+def test_a_record_reads_back_as_the_numbers_that_were_logged(tmp_path):
+    path = tmp_path / "m.jsonl"
+    tracker = JsonlTracker(path, attempt="a")
+    tracker.log({"train/loss": 0.1, "train/grad_norm": float("-inf"), "count": 3}, 7)
+    tracker.finish({})
+    with path.open("a") as file:
+        file.write('{"step": 8, "train/lo')
+    assert list(read_rows(path)) == [{"step": 7, "train/loss": 0.1, "train/grad_norm": float("-inf"), "count": 3}]
+    assert list(read_rows(tmp_path / "none.jsonl")) == []
 
 
 class Recorder:

@@ -1,6 +1,7 @@
 """Weights & Biases, really written (offline) and really failing: the run notices nothing but a warning."""
 
 import logging
+import math
 import socket
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from oct_foundation.tracking import wandb as tracking_wandb
+from oct_foundation.tracking.jsonl import JsonlTracker
 from oct_foundation.tracking.wandb import WandbSettings, WandbTracker, resolve_mode, start_wandb
 from oct_foundation.tracking.wandb_files import newest_row, records, rows_of, run_files
 
@@ -33,10 +35,13 @@ def history(folder: Path) -> list[dict]:
     return rows_of(run_file(folder))
 
 
-def tracker(folder: Path, goes_on: bool = False, **changes) -> WandbTracker:
+def tracker(folder: Path, goes_on: bool = False, resumed_step: int = 0, **changes) -> WandbTracker:
     settings = WandbSettings(**{"mode": "offline", **changes})
     config = {"lr": 0.1, "api_key": "VERY-HIDDEN"}
-    made = start_wandb(settings, folder=folder, run_id="run-1", config=config, goes_on=goes_on)
+    made = start_wandb(
+        settings, folder=folder, run_id="run-1", config=config, goes_on=goes_on,
+        record=folder / "metrics.jsonl", resumed_step=resumed_step,
+    )  # fmt: skip
     assert made is not None
     return made
 
@@ -103,6 +108,64 @@ def test_what_a_kill_has_cut_off_is_not_counted_as_sent(tmp_path):
     assert steps == sorted(steps)
     assert 0 < steps[25] < 399
     assert newest_row(tmp_path, "another-run") == (0, frozenset())
+
+
+def test_rows_that_a_kill_has_kept_from_wandb_come_from_the_record(tmp_path):
+    first, record = tracker(tmp_path, goes_on=True), JsonlTracker(tmp_path / "metrics.jsonl", attempt="a")
+    logged = []
+    for step in range(1, 401):
+        logged.append({"train/loss": step / 7 if step % 50 else math.nan, "step": step})
+        if step % 10 == 0:
+            logged.append({"val/loss": step / 3, "step": step})
+    for row in logged:
+        metrics = {name: value for name, value in row.items() if name != "step"}
+        first.log(metrics, int(row["step"]))
+        record.log(metrics, int(row["step"]))
+    first.finish({})
+    record.finish({})
+    cut_after(tmp_path, step=200, but_not="val/loss")
+    again = tracker(tmp_path, goes_on=True, resumed_step=380)
+    again.log({"train/loss": 381 / 7}, 381)
+    again.finish({})
+    attempts = [rows_of(path) for path in run_files(tmp_path)]
+    assert attempts[0][-1].keys() == {"train/loss", "step"}
+    assert attempts[1][0] == {"val/loss": 200 / 3, "step": 200}
+    expected = [row for row in logged if row["step"] <= 380 or row == {"train/loss": 381 / 7, "step": 381}]
+    assert as_text(attempts[0] + attempts[1]) == as_text(expected)
+
+
+def as_text(rows: list[dict]) -> list[str]:
+    """In which 1 is 1.0, and nan is nan."""
+    return [str({name: float(row[name]) for name in sorted(row)}) for row in rows]
+
+
+def cut_after(folder: Path, *, step: int, but_not: str) -> None:
+    """Cuts the file as a kill does: the row of `step` is whole, the one at it that holds `but_not` is torn."""
+    path = run_file(folder)
+    content = path.read_bytes()
+    low, high = 0, len(content)  # the shortest file that holds the row that must not be there
+    while high - low > 1:
+        middle = (low + high) // 2
+        path.write_bytes(content[:middle])
+        newest, names = newest_row(folder, "run-1")
+        low, high = (low, middle) if newest > step or (newest == step and but_not in names) else (middle, high)
+    path.write_bytes(content[:low])
+    assert newest_row(folder, "run-1")[0] == step
+
+
+def test_what_an_online_attempt_left_here_is_not_sent_again(tmp_path):
+    first, record = tracker(tmp_path), JsonlTracker(tmp_path / "metrics.jsonl", attempt="a")
+    for step in range(1, 4):
+        first.log({"train/loss": 1.0}, step)
+        record.log({"train/loss": 1.0}, step)
+    first.finish({})
+    record.finish({})
+    run_file(tmp_path).parent.rename(tmp_path / "wandb" / "run-20260101_000000-run-1")  # where wandb keeps those
+    again = tracker(tmp_path, goes_on=True, resumed_step=2)
+    for step in range(3, 6):
+        again.log({"train/loss": 1.0}, step)
+    again.finish({})
+    assert [row["step"] for row in history(tmp_path)] == [3, 4, 5]  # step 3 is the newest one: once more than needed
 
 
 def test_a_run_started_anew_in_the_same_folder_sends_all_of_it(tmp_path):
