@@ -39,6 +39,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_once_and_goes_on_bit_for_bit(train
     assert_states_equal(resumed.state()["optimizer"], straight.state()["optimizer"])
 
 
+@pytest.mark.slow  # tests/runtime/test_stopping.py has the mechanism without the minute of compiling
 def test_a_rank_that_xla_runs_outside_the_main_thread_hears_the_request(train, tmp_path):
     stop_in_mid_run(train, tmp_path, "xla")
 

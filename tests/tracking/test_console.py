@@ -99,7 +99,9 @@ def test_a_stream_that_goes_away_costs_one_warning_and_no_step(terminal, monkeyp
     stdout = sys.stdout
     console = ConsoleTracker(10, stream=stream)
     console.log(ROW, 1)
-    shown = os.read(reader, 65536)
+    shown = b""
+    while b"1/10" not in shown:  # a terminal gives what it has, which may be the first half
+        shown += os.read(reader, 65536)
     os.close(reader)
     for step in range(2, 6):
         console.log(ROW | {"val/loss": 0.5}, step)
@@ -108,7 +110,6 @@ def test_a_stream_that_goes_away_costs_one_warning_and_no_step(terminal, monkeyp
     assert sys.stdout is stdout  # the bar had taken it
     os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # for what the stream still holds
     stream.close()
-    assert b"1/10" in shown
     [warning] = [record.getMessage() for record in caplog.records]
     assert ("Input/output error" if terminal else "Broken pipe") in warning
 
