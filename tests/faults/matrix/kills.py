@@ -1,18 +1,19 @@
 """Row 1: SIGKILL at random moments of a process that saves without pause.
 
-The writer says through a pipe what it is doing; the row waits for a phase drawn at random and kills it at a random
-moment of that phase. What the pipe holds at the end tells where the kill fell and what had been committed.
+The writer is told in which phase of a save it dies, and times its own death: on a busy machine a killer in another
+process comes too late for a phase of milliseconds. It says through a pipe what it is doing, and what the pipe holds at
+the end tells where the kill fell and what had been committed.
 """
 
 import os
 import random
+import signal
 import struct
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -39,12 +40,22 @@ class Said(NamedTuple):
     step: int
 
 
-class TellingStore(PassingStore):
-    """Says each phase of a save at its begin."""
+class SelfKill(NamedTuple):
+    """When a writer dies: in the `number`-th time of `phase`, after this share of what that phase lasted before."""
 
-    def __init__(self, address: str, pipe: int) -> None:
+    phase: bytes
+    number: int
+    share: float
+
+
+class TellingStore(PassingStore):
+    """Says each phase of a save at its begin, and sets the clock of its death."""
+
+    def __init__(self, address: str, pipe: int, death: SelfKill) -> None:
         super().__init__(open_store(address))
-        self._pipe = pipe
+        self._pipe, self._death = pipe, death
+        self._lasted = dict.fromkeys(PHASES, 0.005)
+        self._times, self._now, self._since = dict.fromkeys(PHASES, 0), AFTER, time.monotonic()
 
     def around(self, name: str, key: str, call: Callable[[], Result]) -> Result:
         checkpoint = CheckpointName.of_key(key)
@@ -61,59 +72,50 @@ class TellingStore(PassingStore):
 
     def _say(self, phase: bytes, step: int) -> None:
         os.write(self._pipe, _MESSAGE.pack(phase, step))
+        now = time.monotonic()
+        self._lasted[self._now] = now - self._since
+        self._now, self._since = phase, now
+        self._times[phase] += 1
+        if (phase, self._times[phase]) == self._death[:2]:
+            delay = self._death.share * self._lasted[phase]
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
-def save_without_pause(address: str, variables: dict[str, str], num_values: int, pipe: Connection) -> None:
-    """The writer: resumes, and saves one step after the other until it is killed."""
+def save_without_pause(
+    address: str, variables: dict[str, str], num_values: int, pipe: Connection, death: SelfKill
+) -> None:
+    """The writer: resumes, and saves one step after the other until it dies."""
     torch.set_num_threads(1)
     enter(variables)
-    manager = open_manager(TellingStore(address, pipe.fileno()))
+    manager = open_manager(TellingStore(address, pipe.fileno(), death))
     found = manager.restore()
     step = 0 if found is None else found[1].step
     while True:
         step = save(manager, step + 1, num_values)
 
 
-class Killer:
-    """Starts writers and kills them; learns meanwhile how long each phase lasts."""
+def random_moment(rng: random.Random, phases: Sequence[bytes] = tuple(PHASES)) -> SelfKill:
+    """In one of the first saves, anywhere in one of `phases` or just behind it."""
+    return SelfKill(rng.choice(phases), rng.randint(1, 3), rng.uniform(0.0, 1.1))
 
-    def __init__(self, place: Place, rng: random.Random, num_values: int = VALUES_2MB) -> None:
-        self._place, self._rng, self._num_values = place, rng, num_values
-        self._context = fork_context()
-        self._lasted: dict[bytes, list[float]] = defaultdict(lambda: [0.005])  # seconds of each phase
 
-    def kill_one(self) -> tuple[str, int]:
-        """Lets a writer save a few steps and kills it; in which phase the kill fell, and the last committed step."""
-        phase, number = self._rng.choice(list(PHASES)), self._rng.randint(1, 3)
-        ours, theirs = self._context.Pipe(duplex=False)
-        arguments = (self._place.address, self._place.environment, self._num_values, theirs)
-        writer = self._context.Process(target=save_without_pause, args=arguments, daemon=True)
-        writer.start()
-        theirs.close()
-        said = self._listen(ours, phase, number)
-        time.sleep(self._rng.uniform(0.0, 1.2 * median(self._lasted[phase][-50:])))
-        writer.kill()
-        writer.join()
-        said += iter(lambda: _hear(ours), None)
-        ours.close()
-        if writer.exitcode != -9:
-            raise RuntimeError(f"the writer ended by itself with code {writer.exitcode}")
-        committed = max((word.step for word in said if word.phase == AFTER), default=0)
-        return PHASES[said[-1].phase], committed
-
-    def _listen(self, pipe: Connection, phase: bytes, number: int) -> list[Said]:
-        """What is said until the phase begins for the `number`-th time; the times between the words are kept."""
-        said: list[Said] = []
-        begun = time.monotonic()
-        while sum(word.phase == phase for word in said) < number:
-            if not pipe.poll(_PATIENCE_S) or (word := _hear(pipe)) is None:
-                raise RuntimeError("the writer says nothing")
-            now = time.monotonic()
-            if said:
-                self._lasted[said[-1].phase].append(now - begun)
-            begun = now
-            said.append(word)
-        return said
+def kill_one(place: Place, death: SelfKill, num_values: int = VALUES_2MB) -> tuple[str, int]:
+    """Lets a writer save until it dies; in which phase it did, and the last committed step."""
+    context = fork_context()
+    ours, theirs = context.Pipe(duplex=False)
+    arguments = (place.address, place.environment, num_values, theirs, death)
+    writer = context.Process(target=save_without_pause, args=arguments, daemon=True)
+    writer.start()
+    theirs.close()
+    said: list[Said] = []
+    while ours.poll(_PATIENCE_S) and (word := _hear(ours)) is not None:
+        said.append(word)
+    writer.join(_PATIENCE_S)
+    ours.close()
+    if writer.exitcode != -signal.SIGKILL or not said:
+        raise RuntimeError(f"the writer ended by itself with code {writer.exitcode}")
+    committed = max((word.step for word in said if word.phase == AFTER), default=0)
+    return PHASES[said[-1].phase], committed
 
 
 def _hear(pipe: Connection) -> Said | None:
@@ -122,14 +124,16 @@ def _hear(pipe: Connection) -> Said | None:
 
 
 def run_kills(place: Place, rounds: int, rng: random.Random, record: Record) -> None:
-    """`rounds` kills, and up to as many again until each phase has had its 10."""
-    watch, killer = Watch(place, record), Killer(place, rng)
+    """`rounds` kills, and up to as many again, aimed at it, until each phase has had its 10."""
+    watch = Watch(place, record)
     wanted = min(10, rounds // 5)
-    while record.rounds < rounds or (
-        record.rounds < 2 * rounds and min(record.fired[phase] for phase in PHASES.values()) < wanted
-    ):
-        phase, committed = killer.kill_one()
-        record.fired[phase] += 1
+    while record.rounds < 2 * rounds:
+        missing = [phase for phase, name in PHASES.items() if record.fired[name] < wanted]
+        if record.rounds >= rounds and not missing:
+            break
+        aims = list(PHASES) if record.rounds < rounds else missing
+        name, committed = kill_one(place, random_moment(rng, aims))
+        record.fired[name] += 1
         watch.acknowledge(committed)
         watch.look()
         record.rounds += 1

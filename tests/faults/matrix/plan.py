@@ -8,7 +8,7 @@ from oct_foundation.checkpoints.store import Full
 from tests.faults.fault_proxy import Fault
 from tests.faults.matrix.at_rest import damage
 from tests.faults.matrix.full_disk import limited
-from tests.faults.matrix.kills import Killer
+from tests.faults.matrix.kills import kill_one, random_moment
 from tests.faults.matrix.oracle import SMALL, Watch, open_manager, save
 from tests.faults.matrix.passing import Death, Mortal
 from tests.faults.matrix.places import BucketPlace, Place, enter, open_store
@@ -42,7 +42,6 @@ class Plan:
     def __init__(self, place: Place, rng: random.Random, record: Record) -> None:
         self.place, self.rng, self.record = place, rng, record
         self.watch = Watch(place, record)
-        self.killer = Killer(place, rng, SMALL)
         self.num_saves = 0
         self.start_anew()
 
@@ -77,7 +76,7 @@ class Plan:
             case "damage at rest":
                 happened = self._damage()
             case "kill -9":
-                self.watch.acknowledge(self.killer.kill_one()[1])
+                self.watch.acknowledge(kill_one(self.place, random_moment(self.rng), SMALL)[1])
                 self.start_anew()
                 happened = True
             case _:
