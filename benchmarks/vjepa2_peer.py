@@ -13,30 +13,13 @@ from torch.nn import functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
 from oct_foundation.losses.latent import LatentLoss, latent_loss
-from oct_foundation.models.vjepa3d import PRESETS, VJEPA3DConfig
+from oct_foundation.models.vjepa2_weights import to_vjepa2_names, vjepa2_settings
+from oct_foundation.models.vjepa3d import VJEPA3DConfig
 
 
 def peer_config(config: VJEPA3DConfig) -> VJEPA2Config:
     """The same sizes for the peer; raises ValueError when H and W differ, which it would get wrong in silence."""
-    (depth, height, width), patch, sizes = config.image_size, config.patch_size, PRESETS[config.preset]
-    if height != width or patch[1] != patch[2]:
-        raise ValueError(f"VJEPA2 takes square volumes and patches only; found {config.image_size}, {patch}")
-    found = VJEPA2Config(
-        crop_size=height,
-        frames_per_clip=depth,
-        patch_size=patch[1],
-        tubelet_size=patch[0],
-        in_chans=config.in_channels,
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.depth,
-        num_attention_heads=sizes.num_heads,
-        mlp_ratio=4.0,
-        pred_hidden_size=sizes.predictor_width,
-        pred_num_hidden_layers=sizes.predictor_depth,
-        pred_num_attention_heads=sizes.predictor_heads,
-        pred_mlp_ratio=4.0,
-        pred_num_mask_tokens=1,
-    )
+    found = VJEPA2Config(**vjepa2_settings(config))
     found._attn_implementation = "sdpa"
     return found
 
@@ -102,29 +85,4 @@ def copy_weights(ours: nn.Module, peer: VJEPA2Peer) -> None:
     """Loads the weights of a VJEPA3D into the peer, all three networks; raises when a key is left over or missing."""
     with torch.no_grad():
         for name in ("context_encoder", "predictor", "target_encoder"):
-            getattr(peer, name).load_state_dict(peer_names(getattr(ours, name).state_dict()), strict=True)
-
-
-def peer_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames an encoder's or predictor's tensors from ours to those of `transformers`; qkv is split in three."""
-    renames = {
-        "patch_embed.proj.": "embeddings.patch_embeddings.proj.",
-        "blocks.": "layer.",
-        "norm.": "layernorm.",
-        "embed.": "embeddings.predictor_embeddings.",
-    }
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in weights.items():
-        if name == "mask_token":
-            found["embeddings.mask_tokens"] = tensor.unsqueeze(0)
-            continue
-        for old, new in renames.items():
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-                break
-        if ".qkv." in name:
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                found[name.replace("qkv", part)] = rows
-        else:
-            found[name] = tensor
-    return found
+            getattr(peer, name).load_state_dict(to_vjepa2_names(getattr(ours, name).state_dict()), strict=True)

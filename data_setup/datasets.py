@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data_setup.epoch_order import EpochOrder
-from data_setup.index import PreparedSet
+from data_setup.index import IndexRow, PreparedSet
 from data_setup.sampler import SampleKey
 from data_setup.selection import EVERYTHING, Selection
 from data_setup.splits import Split
@@ -51,9 +51,9 @@ class Volumes(Protocol):
 
 
 class PreparedVolumes:
-    """The accepted and selected volumes of one split, by their order in the index."""
+    """The accepted and selected volumes of one split (None: of all), by their order in the index."""
 
-    def __init__(self, prepared: PreparedSet, split: Split, select: Selection = EVERYTHING) -> None:
+    def __init__(self, prepared: PreparedSet, split: Split | None, select: Selection = EVERYTHING) -> None:
         self._prepared = prepared
         self._rows = prepared.accepted(split, select)
 
@@ -77,6 +77,10 @@ class PreparedVolumes:
     def name(self, index: int) -> str:
         """The id of a volume."""
         return self._rows[index].id
+
+    def row(self, index: int) -> IndexRow:
+        """What the index says of a volume."""
+        return self._rows[index]
 
     def domains(self) -> list[str]:
         """The maker of each volume's device."""

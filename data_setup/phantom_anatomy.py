@@ -15,6 +15,7 @@ FIELD_MM, DEPTH_MM = 6.0, 1.9  # side of the scanned square; height of a B-scan
 INNER_LAYERS = (("RNFL", 0.12, 0.80), ("GCL+IPL", 0.26, 0.55), ("INL", 0.14, 0.30), ("OPL", 0.10, 0.52))
 OUTER_LAYERS = (("ONL", 0.24, 0.22), ("EZ", 0.06, 0.85), ("OS", 0.05, 0.40), ("RPE", 0.03, 1.00))
 VITREOUS, DRUSEN, FLUID, CHOROID = 0.03, 0.60, 0.04, 0.55
+TISSUES = ("vitreous", "inner retina", "outer retina", "choroid", "fluid")
 
 Quad = tuple[float, float, float, float]
 
@@ -31,6 +32,7 @@ class Anatomy:
     vessels: tuple[Quad, ...]  # offset and angle of a line, bend per mm, radius in mm
     tilt: tuple[float, float]  # mm of depth per mm along z and x
     depth_mm: float  # of the pigment epithelium at the centre
+    nasal: float = 0.25  # share by which nerve fibres are thicker at the nasal edge of the field
 
     @property
     def drusen_load_mm3(self) -> float:
@@ -43,25 +45,51 @@ class Anatomy:
         return sum(4 / 3 * np.pi * radius**2 * height for _, _, radius, height in self.fluid)
 
 
-def random_anatomy(rng: np.random.Generator) -> Anatomy:
-    """An eye: most have a few drusen, a third has fluid."""
+@dataclass(frozen=True, kw_only=True)
+class AnatomyRanges:
+    """Between which values eyes differ: (low, high), evenly drawn; counts include both ends.
 
-    def draw(count: int, low: Quad, high: Quad) -> tuple[Quad, ...]:
-        rows = rng.uniform(low, high, size=(count, 4)).tolist()
+    fovea_mm: largest distance from the centre along each axis. nasal: how much thicker the nerve fibres are at the
+    nasal edge of the field than at its centre, as a share.
+    """
+
+    thickness_um: tuple[float, float] = (250, 380)
+    fovea_mm: float = 0.5
+    num_drusen: tuple[int, int] = (0, 12)
+    drusen: tuple[Quad, Quad] = ((-2.2, -2.2, 0.08, 0.02), (2.2, 2.2, 0.3, 0.09))
+    fluid_prob: float = 1 / 3
+    num_fluid: tuple[int, int] = (1, 3)
+    fluid: tuple[Quad, Quad] = ((-1.2, -1.2, 0.2, 0.03), (1.2, 1.2, 0.6, 0.07))
+    num_vessels: tuple[int, int] = (3, 8)
+    vessels: tuple[Quad, Quad] = ((-2.6, -0.5, -0.15, 0.03), (2.6, 0.5, 0.15, 0.08))
+    tilt: tuple[float, float] = (0.03, 0.05)
+    depth_mm: tuple[float, float] = (0.95, 1.2)
+    nasal: float = 0.25
+
+
+def random_anatomy(rng: np.random.Generator, ranges: AnatomyRanges = AnatomyRanges()) -> Anatomy:
+    """An eye; as the ranges stand, most have a few drusen and a third has fluid."""
+
+    def draw(count: int, limits: tuple[Quad, Quad]) -> tuple[Quad, ...]:
+        rows = rng.uniform(*limits, size=(count, 4)).tolist()
         return tuple((a, b, c, d) for a, b, c, d in rows)
 
-    fovea = rng.uniform(-0.5, 0.5, size=2)
-    has_fluid = rng.random() < 1 / 3
-    vessels = draw(int(rng.integers(3, 9)), (-2.6, -0.5, -0.15, 0.03), (2.6, 0.5, 0.15, 0.08))
+    def how_many(limits: tuple[int, int]) -> int:
+        return int(rng.integers(limits[0], limits[1] + 1))
+
+    fovea = rng.uniform(-ranges.fovea_mm, ranges.fovea_mm, size=2)
+    has_fluid = rng.random() < ranges.fluid_prob
+    vessels = draw(how_many(ranges.num_vessels), ranges.vessels)
     return Anatomy(
         laterality="R" if rng.random() < 0.5 else "L",
-        thickness_um=float(rng.uniform(250, 380)),
+        thickness_um=float(rng.uniform(*ranges.thickness_um)),
         fovea_mm=(float(fovea[0]), float(fovea[1])),
-        drusen=draw(int(rng.integers(0, 13)), (-2.2, -2.2, 0.08, 0.02), (2.2, 2.2, 0.3, 0.09)),
-        fluid=draw(int(rng.integers(1, 4)) if has_fluid else 0, (-1.2, -1.2, 0.2, 0.03), (1.2, 1.2, 0.6, 0.07)),
+        drusen=draw(how_many(ranges.num_drusen), ranges.drusen),
+        fluid=draw(how_many(ranges.num_fluid) if has_fluid else 0, ranges.fluid),
         vessels=vessels,
-        tilt=(float(rng.uniform(-0.03, 0.03)), float(rng.uniform(-0.05, 0.05))),
-        depth_mm=float(rng.uniform(0.95, 1.2)),
+        tilt=(float(rng.uniform(-ranges.tilt[0], ranges.tilt[0])), float(rng.uniform(-ranges.tilt[1], ranges.tilt[1]))),
+        depth_mm=float(rng.uniform(*ranges.depth_mm)),
+        nasal=ranges.nasal,
     )
 
 
@@ -104,7 +132,7 @@ def surfaces(anatomy: Anatomy, shape: tuple[int, int, int]) -> list[np.ndarray]:
         if name == "ONL":
             layer = layer * (1 + 0.5 * inner * pit) + swelling
         if name == "RNFL":
-            layer = layer * (1 + 0.25 * nasal / (FIELD_MM / 2))
+            layer = layer * (1 + anatomy.nasal * nasal / (FIELD_MM / 2))
         depth = depth - layer
         borders.append(depth)
     return borders[::-1]
@@ -142,9 +170,26 @@ def _below(border: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
 
 def _add_fluid(signal: np.ndarray, anatomy: Anatomy, top: np.ndarray, y: np.ndarray) -> None:
     """Dark ellipsoids just below the top of the ONL, in place."""
-    z, x = _plane(signal.shape)
+    signal[_in_fluid(anatomy, signal.shape, top, y)] = FLUID
+
+
+def _in_fluid(anatomy: Anatomy, shape: tuple[int, ...], top: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which voxels lie in an ellipsoid of fluid, bool [D, H, W]; top: upper border of the ONL, [D, W]."""
+    z, x = _plane((shape[0], shape[1], shape[2]))
+    found = np.zeros(shape, bool)
     for fz, fx, radius, height in anatomy.fluid:
         centre = top[:, None, :] + 1.3 * height
         lateral = (((z - fz) ** 2 + (x - fx) ** 2) / radius**2)[:, None, :]
-        inside = lateral + ((y - centre) / height) ** 2 < 1
-        signal[inside] = FLUID
+        found |= lateral + ((y - centre) / height) ** 2 < 1
+    return found
+
+
+def tissue_map(anatomy: Anatomy, shape: tuple[int, int, int]) -> np.ndarray:
+    """What each voxel is: uint8 [D, H, W], an index into TISSUES."""
+    y = ((np.arange(shape[1]) + 0.5) * DEPTH_MM / shape[1])[None, :, None]
+    borders = surfaces(anatomy, shape)
+    tissue = np.zeros(shape, np.uint8)
+    for border in (borders[0], borders[len(INNER_LAYERS)], borders[-1]):
+        tissue += y > border[:, None, :]
+    tissue[_in_fluid(anatomy, shape, borders[len(INNER_LAYERS)], y)] = TISSUES.index("fluid")
+    return tissue

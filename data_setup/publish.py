@@ -41,18 +41,21 @@ def publish(
     records, unclear = _with_facts(finished, key)
     splits, note = _splits(finished, records, settings)
     rows = [IndexRow.from_record({**record, "split": splits.get(record["id"])}) for record in records]
-    rows.sort(key=lambda row: row.id)
-    index = "".join(row.to_json() + "\n" for row in rows)
     dataset = {
-        "format": FORMAT,
-        "version": digest[:12],
         "settings": _without_persons(settings),
         "settings_sha256": digest,
         "versions": {name: found for name in _DECODERS if (found := _version(name)) is not None},
-        "index_sha256": hashlib.sha256(index.encode()).hexdigest(),
-        **_counts(rows, unclear),
+        **counts(rows, unclear),
         "split_note": note,
     }
+    write_index(out_dir, folder, rows, dataset)
+
+
+def write_index(out_dir: Path, folder: Path, rows: Sequence[IndexRow], facts: dict[str, Any]) -> None:
+    """index.jsonl of the rows, sorted, and dataset.json of the facts, into the version `folder`, then `out_dir`."""
+    index = "".join(row.to_json() + "\n" for row in sorted(rows, key=lambda row: row.id))
+    index_sha256 = hashlib.sha256(index.encode()).hexdigest()
+    dataset = {"format": FORMAT, "version": facts["settings_sha256"][:12], **facts, "index_sha256": index_sha256}
     for place, volumes in ((folder, VOLUMES_NAME), (out_dir, f"{folder.name}/{VOLUMES_NAME}")):
         text = json.dumps({**dataset, "volumes": volumes}, indent=1) + "\n"
         _write_if_new(place / INDEX_NAME, index)
@@ -109,7 +112,8 @@ def _splits(
     return splits, note
 
 
-def _counts(rows: list[IndexRow], unclear: int) -> dict[str, Any]:
+def counts(rows: Sequence[IndexRow], unclear: int) -> dict[str, Any]:
+    """How many volumes, of whom, of which split, and what is not known of them."""
     accepted = [row for row in rows if row.status == "accepted"]
     return {
         "files": len(rows),

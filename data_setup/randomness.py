@@ -17,6 +17,8 @@ class Purpose(IntEnum):
     VIEWS = 2
     VALIDATION_MASK = 3
     PHANTOM = 4
+    POSITIONS = 5
+    LIDAR_VIEW = 6
 
 
 def sample_rng(seed: int, epoch: int, index: int, purpose: Purpose) -> np.random.Generator:

@@ -22,6 +22,7 @@ from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.lifeline import Lifeline, LifelineSettings
 from oct_foundation.tracking.tracker import FanOut, Tracker
 from pretraining.config import ConfigError, RunConfig
+from pretraining.diagnose import build_diagnostics
 from pretraining.loop import Run
 from pretraining.provenance import git_sha, versions
 from pretraining.run_folder import RunFolder
@@ -89,6 +90,12 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     if run.saver is not None:
         run.saver.prepare(state.capture(runtime))
     run.start_step = state.step
+    if config.diagnostics.enabled:
+        run.diagnostics = build_diagnostics(
+            config, prepared, state.model, runtime, total_steps=total_steps, folder=job.folder
+        )
+    if run.diagnostics is not None:
+        run.diagnostics.take_up(run.start_step)
     run.tracker = make_tracker(run)
     return run
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from oct_foundation.checkpoints.catalog import Catalog, Surveyed
 from oct_foundation.checkpoints.export import export
-from oct_foundation.checkpoints.location import LocalPath, parse_ckpt_dir
 from oct_foundation.checkpoints.manager import CheckpointManager
 from oct_foundation.checkpoints.manifest import Manifest
-from oct_foundation.checkpoints.opening import open_store
 from oct_foundation.checkpoints.retention import CheckpointSettings, ranked
 from oct_foundation.checkpoints.store import CheckpointStore, Corrupt, NotFound, StoreError
+from pretraining.saved_run import open_run
 
 EXIT_TROUBLE, EXIT_CONFIG = 1, 2
 
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one action; 0 done, 1 something is not intact, 2 a wrong call."""
     arguments = _parser().parse_args(argv)
     try:
-        store = _open(arguments.run)
+        store = open_run(arguments.run).store
         settings = _settings(store, arguments)
         manager = CheckpointManager(store, settings, run_id="")
         match arguments.action:
@@ -50,15 +49,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("list", "steps, times, metrics and sizes; reads manifests only"),
         ("verify", "read everything and compare sizes and sha256"),
-        ("export", "best_checkpoint.pt, and the EMA encoder as safetensors with its configuration"),
+        (
+            "export",
+            "best_checkpoint.pt, and the EMA encoder as safetensors with its configuration; see also octfm export",
+        ),
         ("prune", "delete all but the last, the best and every n-th, as the run's configuration says"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("run", help="run folder, folder of checkpoints, or gs://bucket/prefix")
-        action.add_argument("--metric", dest="best_metric", help="what the best one is chosen by (default: the run's)")
+        action.add_argument(
+            "--metric", dest="best_metric", help="what the best one is chosen by (default: the run's, or none)"
+        )
         action.add_argument("--mode", dest="best_mode", choices=("min", "max"), help="which way is better")
         if name == "export":
-            action.add_argument("--step", type=int, help="this step instead of the best one")
+            action.add_argument(
+                "--step", type=int, help="this step (default: the best one, without a metric the newest)"
+            )
             action.add_argument("--to", type=Path, help="folder (default: RUN/export, for a bucket ./export)")
         if name == "prune":
             action.add_argument("--keep-last", type=int, help="how many of the newest stay (default: the run's)")
@@ -66,19 +72,6 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("--keep-every", type=int, metavar="N", help="every N-th optimizer step stays")
             action.set_defaults(every_steps=None)
     return parser
-
-
-def _open(run: str) -> CheckpointStore:
-    """The store of a run folder, of a folder of checkpoints, or of a bucket; raises ValueError where there is none."""
-    location = parse_ckpt_dir(run, key="RUN")
-    if location is None:
-        raise ValueError(f"{run!r} names no run; give a run folder, or gs://bucket/prefix")
-    if isinstance(location, LocalPath):
-        if not location.path.is_dir():
-            raise ValueError(f"{location.path} is no folder; give a run folder, or gs://bucket/prefix")
-        if (inside := location.path / "checkpoints").is_dir():
-            location = LocalPath(path=inside)
-    return open_store(location)
 
 
 def _settings(store: CheckpointStore, arguments: argparse.Namespace) -> CheckpointSettings:
@@ -105,12 +98,18 @@ def _print(found: list[Surveyed], settings: CheckpointSettings) -> int:
             print(f"step {name.step:>8}  {name.attempt}  NOT INTACT: {trouble}")
             continue
         size = sum(digest.size for digest in manifest.files.values()) / 1e6
-        value = manifest.metrics.get(settings.best_metric)
-        metric = f"{settings.best_metric} {value:.4g}" if value is not None else f"no {settings.best_metric}"
         mark = "  best" if best is not None and best.name == name else ""
         bad = f"  NOT INTACT: {trouble}" if trouble else ""
-        print(f"step {name.step:>8}  {manifest.time_utc}  {metric}  {size:.1f} MB{mark}{bad}")
+        print(f"step {name.step:>8}  {manifest.time_utc}  {_value(manifest, settings)}{size:.1f} MB{mark}{bad}")
     return EXIT_TROUBLE if any(one.trouble for one in found) else 0
+
+
+def _value(manifest: Manifest, settings: CheckpointSettings) -> str:
+    """The metric that the best one is chosen by, where there is any."""
+    if settings.best_metric is None:
+        return ""
+    value = manifest.metrics.get(settings.best_metric)
+    return f"{settings.best_metric} {value:.4g}  " if value is not None else f"no {settings.best_metric}  "
 
 
 def _best(found: list[Surveyed], settings: CheckpointSettings) -> Manifest | None:

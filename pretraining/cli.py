@@ -4,6 +4,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+_COMMANDS = {
+    "train": "pretrain: CONFIG.yaml [key=value ...]",
+    "shapes": "run every stage once and print its shapes",
+    "prepare": "scans -> a verified set: SOURCE --out DIR",
+    "data": "look at a prepared set: report, summary, locate",
+    "report": "a run -> one HTML page: has it learned, and how do you know",
+    "probe": "frozen features -> scores with intervals, beside controls",
+    "embed": "volumes -> a Parquet table of embeddings",
+    "export": "an encoder as safetensors or as a Hugging Face folder",
+    "finetune": "train an encoder with a head on a label",
+    "checkpoints": "list, verify, export, prune: what a run has saved",
+    "fleet": "check, deploy, start, status, logs, stop: all workers of a pod",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and returns the exit code of the subcommand."""
@@ -11,16 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="octfm", description="Pretrain 3-D foundation models for retinal OCT on TPU pods, CUDA and laptops."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="pretrain: CONFIG.yaml [key=value ...]", add_help=False)
-    shapes = commands.add_parser("shapes", help="run every stage once and print its shapes", add_help=False)
-    preparing = commands.add_parser("prepare", help="scans -> a verified set: SOURCE --out DIR", add_help=False)
-    data = commands.add_parser("data", help="look at a prepared set: report, summary, locate", add_help=False)
-    saved = commands.add_parser("checkpoints", help="list, verify, export, prune: what a run has saved", add_help=False)
-    fleet = commands.add_parser(
-        "fleet", help="check, deploy, start, status, logs, stop: all workers of a pod", add_help=False
-    )
-    for command in (train, shapes, preparing, data, saved, fleet):
-        command.add_argument("rest", nargs=argparse.REMAINDER)
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False).add_argument("rest", nargs=argparse.REMAINDER)
     arguments, unknown = parser.parse_known_args(argv)
     rest = [*unknown, *arguments.rest]
     match arguments.command:
@@ -34,6 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.checkpoint_commands import main as run
         case "data":
             from pretraining.data_commands import main as run
+        case "report":
+            from pretraining.report.command import main as run
+        case "probe":
+            from pretraining.probe import main as run
+        case "embed":
+            from pretraining.embed import main as run
+        case "export":
+            from pretraining.export import main as run
+        case "finetune":
+            from pretraining.finetune.command import main as run
         case "fleet":
             from pretraining.fleet.commands import main as run
     return run(rest)

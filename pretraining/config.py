@@ -21,6 +21,7 @@ from pretraining.sections import (
     BatchSection,
     CheckpointSection,
     DataSection,
+    DiagnosticsSection,
     OptimSection,
     RuntimeSection,
     TrainSection,
@@ -47,11 +48,13 @@ class RunConfig:
     optim: OptimSection = field(default_factory=OptimSection)
     train: TrainSection = field(default_factory=TrainSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    diagnostics: DiagnosticsSection = field(default_factory=DiagnosticsSection)
     wandb: WandbSettings = field(default_factory=WandbSettings)
     runtime: RuntimeSection = field(default_factory=RuntimeSection)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**32 - 1)
+        _check_best_metric(self.checkpoint.best_metric)
         MaskGenerator(self.grid, self.mask)  # raises where the ratio leaves no context or no target
 
     @property
@@ -71,6 +74,18 @@ class RunConfig:
     def to_dict(self) -> dict[str, object]:
         """Plain nested values, for checkpoints and trackers."""
         return dataclasses.asdict(self)
+
+
+def _check_best_metric(metric: str | None) -> None:
+    """Raises ValueError for a loss: the lowest of nine toy runs belonged to a dead encoder, and V-JEPA losses rise while
+    features get better (docs/decisions/009).
+    """
+    if metric is not None and "loss" in metric:
+        raise ValueError(
+            f"checkpoint.best_metric is {metric!r}: a low V-JEPA loss may be a dead encoder's, so no checkpoint is chosen "
+            f"by it. Leave it null (the last one is delivered), or name a probe on labels that you do not report, such as "
+            f"diag/probe/thickness_um with checkpoint.best_mode=max"
+        )
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -13,6 +13,7 @@ from typing import Any
 from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.owner import TakenOver
 from oct_foundation.checkpoints.store import StoreError
+from oct_foundation.diagnostics.verdicts import Judgement
 from oct_foundation.optim.schedules import Schedules
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.exits import ExitCode
@@ -21,6 +22,7 @@ from oct_foundation.tracking.meters import MetricGuard, Stopwatch
 from oct_foundation.tracking.tracker import Tracker
 from pretraining.agreement import StopAgreement
 from pretraining.config import RunConfig
+from pretraining.diagnose import Diagnostics
 from pretraining.state import TrainState
 from pretraining.step import train_step, validation_loss
 from pretraining.tasks.task import Task
@@ -49,7 +51,10 @@ class StoppedError(Exception):
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything that a worker trains with; `saver` is None on ranks that do not save."""
+    """Everything that a worker trains with.
+
+    `saver` is None on ranks that do not save, `diagnostics` where they are off.
+    """
 
     config: RunConfig
     task: Task
@@ -63,6 +68,8 @@ class Run:
     tracker: Tracker
     saver: BackgroundSaver | None
     facts: dict[str, Any]
+    diagnostics: Diagnostics | None = None
+    judgement: Judgement | None = None
     start_step: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     train_graphs: int = 0
@@ -87,6 +94,8 @@ def train(run: Run) -> None:
     since = _Interval(step=state.step, samples=state.samples_seen)
     guard = MetricGuard(MISSED_INTERVALS * settings.log_every_steps, start_step=state.step)
     agreement = StopAgreement(runtime, state.step)
+    if state.step == 0:
+        diagnose(run)  # what later readings are compared with
     while state.step < run.total_steps:
         with run.stopwatch.phase("data_wait"):
             batches = list(islice(micro_batches, run.accumulation))
@@ -101,6 +110,8 @@ def train(run: Run) -> None:
             log.warning("%s", silence)
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
+        if run.diagnostics is not None and run.diagnostics.due(state.step):
+            diagnose(run, batches[-1])
         if state.step == run.total_steps:
             save_last(run)
             return
@@ -174,6 +185,8 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     named = {f"train/{name}": value for name, value in averaged.items()}
     run.last |= named
     run.tracker.log(named, step=state.step)
+    if run.diagnostics is not None:
+        run.diagnostics.note_gradient(averaged["grad_norm"])
     limit = run.config.optim.max_skipped_in_a_row
     if averaged["skipped_in_a_row"] >= limit:
         raise DivergedError(
@@ -197,6 +210,19 @@ def validate(run: Run) -> None:
     if math.isfinite(averaged["loss"]):
         run.state.best_val_loss = min(run.state.best_val_loss, averaged["loss"])
     run.tracker.log(named, step=run.state.step)
+
+
+def diagnose(run: Run, batch: Any = None) -> None:
+    """A reading of the networks, into the record; raises StoppedError where it is an alarm that shall end the run."""
+    if (diagnostics := run.diagnostics) is None:
+        return
+    with run.stopwatch.phase("diagnostics"), run.life.watchdog.phase("validation"):
+        named, judgement = diagnostics.read(run.state, run.runtime, run.schedules.at(max(run.state.step - 1, 0)), batch)
+    run.last |= named
+    run.tracker.log(named, step=run.state.step)
+    run.judgement = judgement
+    if run.config.diagnostics.stop_on_alarm and judgement.verdict == "COLLAPSED":
+        stop(run, ExitCode.NOT_LEARNING)
 
 
 def save(run: Run) -> None:
@@ -244,6 +270,11 @@ def _wish(run: Run) -> ExitCode:
 def stop(run: Run, code: ExitCode) -> None:
     """All ranks leave the loop after the same step; raises StoppedError with what it came to."""
     step, gather = run.state.step, run.runtime.gather
+    if code == ExitCode.NOT_LEARNING:
+        found = " ".join(run.judgement.reasons) if run.judgement else ""
+        trouble = gather(_save_now(run, timeout_s=None))[0]
+        saved = f"not saved: {trouble}" if trouble else "saved for a look at it"
+        raise StoppedError(code, f"stopped at step {step}, {saved}, since the encoder has collapsed. {found}")
     if code != ExitCode.STOPPED:
         fatal = run.saver.fatal if run.saver else None
         trouble = next(filter(None, gather(str(fatal or ""))), "the store failed, and has recovered meanwhile")

@@ -127,6 +127,8 @@ def _tidy_up(run: Run, job: Job, outcome: str) -> None:
     summary = summarise(run, job, outcome)
     if run.runtime.rank == 0:  # before the tracker: W&B may take its time
         _as_well_as_it_can("summary.json", lambda: job.folder.write_summary(summary))
+        if run.judgement is not None:
+            log.info("%s. %s", run.judgement.verdict, " ".join(run.judgement.reasons))
         log.info("%s: %s", outcome, job.folder.summary)
     _as_well_as_it_can("the trackers", lambda: run.tracker.finish(summary))
 
@@ -175,6 +177,7 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "start_step": run.start_step,
         "total_steps": run.total_steps,
         "samples_seen": run.state.samples_seen,
+        "verdict": run.judgement.verdict if run.judgement else None,
         "final": finals,
         "trainable_parameters": sum(p.numel() for p in run.state.model.parameters() if p.requires_grad),
         "train_step_graphs": run.train_graphs,

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "exits"
 
     @property
+    def pictures(self) -> Path:
+        """What a report shows of a few held-out volumes, a file per reading."""
+        return self.path / "diagnostics"
+
+    @property
     def prepared(self) -> Path:
         """The default place of prepared volumes."""
         return self.path / "prepared"

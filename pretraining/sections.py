@@ -176,6 +176,27 @@ class TrainSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnosticsSection:
+    """How a run is watched through held-out volumes (docs/diagnostics.md).
+
+    every_steps: updates between readings, null: so many that readings take 2 % of the time. num_volumes: of the
+    validation volumes, the first so many. labels: a CSV with a column `id` and what to probe for, null: none, but
+    generated phantoms bring their own. stop_on_alarm: end the run, saved, when features have collapsed.
+    """
+
+    enabled: bool = True
+    every_steps: int | None = None
+    num_volumes: int = 128
+    labels: str | None = None
+    stop_on_alarm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None:
+            check_least("diagnostics.every_steps", self.every_steps, 1)
+        check_least("diagnostics.num_volumes", self.num_volumes, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSection(CheckpointSettings):
     """Where checkpoints go, and whether a run in the same place goes on from them.
 

@@ -41,30 +41,35 @@ def export(state: dict[str, Any], manifest: Manifest, folder: Path) -> Exported:
     if not encoder:
         raise ValueError(f"the checkpoint of step {manifest.step} holds no {TEACHER.rstrip('.')}: nothing to export")
     config = manifest.facts.get("config", {})
-    weights = {"model": state["model"], "config": config, "step": manifest.step, "metrics": manifest.metrics}
-    found = Exported(*(folder / name for name in ("best_checkpoint.pt", "encoder.safetensors", "encoder.json")))
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    packed = to_safetensors(encoder, metadata={"model": json.dumps(config.get("model", {}))})
+    torch.save({"model": state["model"], "config": config, "step": manifest.step, "metrics": manifest.metrics}, buffer)
+    weights = folder / "best_checkpoint.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(weights, buffer.getvalue())
     facts = {
         "step": manifest.step,
         "attempt": manifest.attempt,
         "run": manifest.run,
         "metrics": manifest.metrics,
         "model": config.get("model", {}),
-        "sha256": {
-            found.weights.name: hashlib.sha256(buffer.getbuffer()).hexdigest(),
-            found.encoder.name: hashlib.sha256(packed).hexdigest(),
-        },
+        "sha256": {weights.name: hashlib.sha256(buffer.getbuffer()).hexdigest()},
     }
-    _write(found.weights, buffer.getvalue())
-    _write(found.encoder, packed)
-    _write(found.facts, json.dumps(facts, indent=1).encode() + b"\n")
-    return found
+    return Exported(weights, *export_encoder(encoder, facts, folder))
 
 
-def _write(path: Path, content: bytes) -> None:
+def export_encoder(encoder: dict[str, torch.Tensor], facts: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Writes encoder.safetensors, then encoder.json: `facts` ("model" is needed) with the sha256 of the weights."""
+    path, facts_path = folder / "encoder.safetensors", folder / "encoder.json"
+    packed = to_safetensors(encoder, metadata={"model": json.dumps(facts["model"])})
+    hashes = {**facts.get("sha256", {}), path.name: hashlib.sha256(packed).hexdigest()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, packed)
+    write_whole(facts_path, json.dumps({**facts, "sha256": hashes}, indent=1).encode() + b"\n")
+    return path, facts_path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Temporary name in the same folder, then rename: the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:

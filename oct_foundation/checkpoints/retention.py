@@ -12,15 +12,15 @@ class CheckpointSettings:
     """When the loop saves (every `every_steps` optimizer steps) and what stays.
 
     keep_last: the newest; with 1 nothing older is left when the newest turns out damaged, so 2 is the least that
-    survives one bad file. keep_best: the best by best_metric, 0: none. keep_every: every n-th optimizer step, null:
-    none. The one resumed from and the newest intact one stay besides.
+    survives one bad file. keep_best: the best by best_metric, none without one. keep_every: every n-th optimizer
+    step, null: none. The one resumed from and the newest intact one stay besides.
     """
 
     every_steps: int = 500
     keep_last: int = 3
     keep_best: int = 1
     keep_every: int | None = None
-    best_metric: str = "val/loss"
+    best_metric: str | None = None
     best_mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
@@ -36,12 +36,14 @@ class CheckpointSettings:
                 )
         if self.best_mode not in ("min", "max"):
             raise ValueError(f"checkpoint.best_mode is {self.best_mode!r}; allowed: 'min', 'max'")
-        if self.keep_best and not self.best_metric:
-            raise ValueError("checkpoint.best_metric is empty; name a logged metric or set checkpoint.keep_best: 0")
+        if self.best_metric is not None and not self.best_metric:
+            raise ValueError("checkpoint.best_metric is empty; name a logged metric, or null: none")
 
 
 def ranked(manifests: Sequence[Manifest], settings: CheckpointSettings) -> list[Manifest]:
-    """Those with a finite value of the metric, the best first, the newest of equals first."""
+    """Those with a finite value of the metric, the best first, the newest of equals first; none without a metric."""
+    if settings.best_metric is None:
+        return []
     sign = 1.0 if settings.best_mode == "max" else -1.0
     scored = [
         (sign * value, m.name, m) for m in manifests if (value := m.metrics.get(settings.best_metric)) is not None

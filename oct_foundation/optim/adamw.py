@@ -130,6 +130,29 @@ class AdamW(torch.optim.Optimizer):
             for old, new in ((state["exp_avg"], exp_avg), (state["exp_avg_sq"], exp_avg_sq), (parameter, updated)):
                 old.copy_(torch.where(finite, new, old))
 
+    @torch.no_grad()
+    def last_update(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """What the last step has added to `parameter`, out of the moments; zeros where it was skipped or is not ours.
+
+        For readings, outside the step: no copy of the weights is kept for it. Meant for parameters that had a gradient
+        in that step.
+        """
+        group = next((group for group in self.param_groups if any(p is parameter for p in group["params"])), None)
+        if group is None:
+            return torch.zeros_like(parameter)
+        state, decay = self.state[parameter], self._weight_decay if group["decay"] else 0.0
+        number = torch.clamp(state["step"], min=1)
+        correction1, correction2 = (1 - torch.pow(torch.full_like(number, beta), number) for beta in self.betas)
+        step = (
+            self._learning_rate
+            * (state["exp_avg"] / correction1)
+            / ((state["exp_avg_sq"] / correction2).sqrt() + self.eps)
+        )
+        shrink = self._learning_rate * decay
+        before = (parameter + step) / (1 - shrink)
+        happened = self.guard.finite * (state["step"] > 0)
+        return -(step + shrink * before) * happened
+
     def _count_step(self) -> None:
         for counter in {id(state["step"]): state["step"] for state in self.state.values()}.values():
             counter.add_(self.guard.finite.to(counter.device))

@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     STORAGE = 74
     STOPPED = 75
     STOPPED_UNSAVED = 76
+    NOT_LEARNING = 77
     REFUSED = 78
 
     @property

@@ -22,6 +22,12 @@ _COLUMNS = {
     "train/grad_norm": "grad norm {:.4g}",
     "train/samples_per_sec": "{:.1f} samples/s",
 }
+# Of some forty numbers of a reading those that decide; the record and the report have all.
+_READING = {
+    "diag/pos_ratio": "loss over that of the average scan {:.3g} (below 1: knows the eye)",
+    "diag/pooled_std": "spread of features {:.3g}",
+    "diag/rankme_pooled": "rank {:.1f}",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +74,10 @@ class ConsoleTracker:
                     self._bar.update(self._task, completed=step, description=text, refresh=True)
             elif self._line_is_due(step):
                 self._line(f"{self._place(step)} | {text}")
-        if others := {name: value for name, value in metrics.items() if name not in train}:
+        if reading := [layout.format(metrics[name]) for name, layout in _READING.items() if name in metrics]:
+            self._line(" | ".join([self._place(step), "reading", *reading]))
+        others = {name: value for name, value in metrics.items() if not name.startswith(("train/", "diag/"))}
+        if others:
             cells = [f"{name} {value:.4g}" for name, value in others.items()]
             self._line(" | ".join([self._place(step), *cells]))
 

@@ -14,7 +14,7 @@ def manifest(step: int, attempt: str = "a", **metrics: float | None) -> Manifest
 
 
 def settings(**changes) -> CheckpointSettings:
-    return CheckpointSettings(**{"every_steps": 1, "keep_last": 2, **changes})
+    return CheckpointSettings(**{"every_steps": 1, "keep_last": 2, "best_metric": "val/loss", **changes})
 
 
 def steps(names: list[CheckpointName]) -> list[int]:
@@ -43,6 +43,12 @@ def test_every_nth_step_stays():
 def test_a_value_that_is_not_finite_is_never_among_the_best():
     saved = [manifest(10, loss=None), manifest(20, loss=0.1), manifest(30)]
     assert [best.step for best in ranked(saved, settings())] == [20]
+
+
+def test_without_a_metric_none_is_the_best_and_the_last_ones_stay():
+    saved = [manifest(step, loss=loss) for step, loss in ((10, 0.1), (20, 0.3), (30, 0.2))]
+    assert ranked(saved, settings(best_metric=None)) == []
+    assert steps(expendable(saved, settings(best_metric=None, keep_last=1), ())) == [10, 20]
 
 
 def test_of_equals_the_newest_is_the_best():

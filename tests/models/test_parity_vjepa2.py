@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.vjepa2_peer import VJEPA2Peer, copy_weights, encode, peer_names, predict
+from benchmarks.vjepa2_peer import VJEPA2Peer, copy_weights, encode, predict
 from oct_foundation.models import blocks
 from oct_foundation.models.positions import RotaryPositions
+from oct_foundation.models.vjepa2_weights import to_vjepa2_names
 from oct_foundation.models.vjepa3d import VJEPA3D, VJEPA3DConfig
 
 TOLERANCE = 1e-5
@@ -185,7 +186,7 @@ def gradients(module):
 
 def largest_relative(ours, peers):
     """Largest deviation of a gradient tensor, as a share of that tensor's largest entry."""
-    renamed = peer_names(ours)
+    renamed = to_vjepa2_names(ours)
     assert renamed.keys() == peers.keys()
     return max(((renamed[name] - peers[name]).abs().max() / peers[name].abs().max()).item() for name in peers)
 
@@ -231,7 +232,7 @@ def test_ten_updates_with_adamw_and_moving_average_agree():
         curves.append(curve)
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
     assert curves[0][-1] < 0.99 * curves[0][0]
-    teacher = peer_names(model.target_encoder.state_dict())
+    teacher = to_vjepa2_names(model.target_encoder.state_dict())
     deviation = max((teacher[n] - t).abs().max().item() for n, t in peer.target_encoder.state_dict().items())
     moved = max(
         (teacher[n] - t).abs().max().item()

@@ -15,6 +15,7 @@ from oct_foundation.checkpoints.retention import CheckpointSettings
 from pretraining.checkpoint_commands import main
 
 LOSSES = {10: 0.9, 20: 0.5, 30: 0.7, 40: 0.8}
+CONFIG = {"model": {"preset": "x"}, "checkpoint": {"best_metric": "val/loss"}}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def run(tmp_path: Path) -> Path:
     manager = CheckpointManager(LocalStore(tmp_path / "checkpoints"), CheckpointSettings(keep_last=9), run_id="r")
     for step, loss in LOSSES.items():
         weights = {"target_encoder.w": torch.full((3, 2), float(step)), "predictor.w": torch.zeros(2)}
-        manager.save(step, {"model": weights, "step": step}, {"val/loss": loss}, {"config": {"model": {"preset": "x"}}})
+        manager.save(step, {"model": weights, "step": step}, {"val/loss": loss}, {"config": CONFIG})
     return tmp_path
 
 
@@ -60,11 +61,35 @@ def test_export_gives_the_best_encoder_and_names_its_hash(run: Path) -> None:
     assert torch.equal(encoder["w"], torch.full((3, 2), 20.0))
     weights = torch.load(run / "export" / "best_checkpoint.pt", weights_only=True)
     assert set(weights["model"]) == {"target_encoder.w", "predictor.w"}
-    assert (weights["step"], weights["config"]) == (20, {"model": {"preset": "x"}})
+    assert (weights["step"], weights["config"]) == (20, CONFIG)
     facts = json.loads((run / "export" / "encoder.json").read_text())
     assert facts["model"] == {"preset": "x"}
     for name, digest in facts["sha256"].items():
         assert hashlib.sha256((run / "export" / name).read_bytes()).hexdigest() == digest
+
+
+def test_without_a_metric_there_is_no_best_and_the_newest_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager = CheckpointManager(LocalStore(tmp_path), CheckpointSettings(), run_id="r")
+    for step in (10, 20):
+        manager.save(step, {"model": {"target_encoder.w": torch.full((2,), float(step))}}, {"val/loss": step / 100}, {})
+    assert main(["list", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "best" not in out
+    assert "None" not in out
+    assert main(["export", str(tmp_path)]) == 0
+    assert load_file(tmp_path / "export" / "encoder.safetensors")["w"][0] == 20
+
+
+def test_a_run_that_keeps_its_checkpoints_elsewhere_is_found_by_its_configuration(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(f"checkpoint: {{ckpt_dir: {run / 'checkpoints'}}}\n")
+    assert main(["list", str(other)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_export_of_a_step_goes_where_it_is_told(run: Path, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_overrides_win_and_the_resolved_config_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("checkpoint.best_metric=val/loss", ["checkpoint.best_metric is 'val/loss'", "dead encoder", "null"]),
+        ("diagnostics.every_steps=0", ["diagnostics.every_steps must be at least 1", "found 0"]),
         ("train.epoch=3", ["unknown key 'train.epoch'", "train.epochs"]),
         ("epochs=3", ["unknown key 'epochs'", "train.epochs"]),
         ("data.sorce=phantom", ["data.sorce", "data.source"]),

@@ -32,7 +32,7 @@ def test_the_split_of_wall_time_adds_up_with_phases_inside_phases():
     with watch.phase("step"):
         clock.wait(4)
     split = watch.split()
-    phases = {"compile": 10.0, "data_wait": 0.5, "step": 9.0, "checkpoint": 0.0, "validation": 0.0}
+    phases = {"compile": 10.0, "data_wait": 0.5, "step": 9.0, "checkpoint": 0.0, "validation": 0.0, "diagnostics": 0.0}
     assert split == {**phases, "other": 1.0, "total": 20.5}
 
 

@@ -1,0 +1,186 @@
+"""Are verdicts right?  python -m benchmarks.verdicts --json docs/figures/verdicts.json
+
+Short CPU runs, healthy ones and ones broken in ten ways. What a run truly came to is said by probes of its teacher
+against the same network at random, on eyes that it never saw; the verdict sees the readings only, and no label.
+Thresholds were fitted on the runs of `--set fit`, and are judged on those of `--set judged`.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.recipes import Breakage, Outcome, Recipe, run_recipe
+from benchmarks.report import machine_facts, versions
+from data_setup.index import PreparedSet
+from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark, write_benchmark
+from oct_foundation.diagnostics.out_of_fold import Contestant
+from oct_foundation.diagnostics.probes import ProbeRow, ProbeSettings, probe
+from oct_foundation.diagnostics.verdicts import judge
+
+SIZE = (16, 64, 64)
+NUM_TRAIN, NUM_VAL, NUM_JUDGED = 480, 96, 320
+LABELS = ("thickness_um", "drusen_load", "fluid", "vessel_density", "laterality", "fovea_x_mm")
+BROKEN: tuple[Breakage, ...] = (
+    "no_stop_gradient",
+    "position_only_targets",
+    "constant_data",
+    "frozen_encoder",
+    "leaking_masks",
+    "shuffled_context",
+    "dead_predictor",
+    "bf16_teacher",
+)
+
+
+def recipes(which: str) -> list[Recipe]:
+    """Ten healthy and ten broken runs, by other seeds for fitting than for judging."""
+    first = {"fit": 101, "judged": 1}[which]
+    ema_0, too_fast = ("optim.ema_momentum=0", "optim.final_ema_momentum=0"), ("optim.base_lr=5e-2",)
+    healthy = {
+        "base": (),
+        "base, seed 2": (),
+        "base, seed 3": (),
+        "tube masks": ("mask.strategy=tube",),
+        "multi-block masks": ("mask.strategy=multiblock",),
+        "mse": ("model.loss=mse",),
+        "l1": ("model.loss=l1",),
+        "learning rate 5e-4": ("optim.base_lr=5e-4",),
+        "EMA .99": ("optim.ema_momentum=0.99",),
+        "intensity augmentation": ("data.views.intensity_prob=0.5", "data.views.noise_prob=0.2"),
+    }
+    found = [Recipe(name=name, settings=them, seed=first + n) for n, (name, them) in enumerate(healthy.items())]
+    found.append(Recipe(name="EMA 0", settings=ema_0, seed=first))
+    found.append(Recipe(name="learning rate x 100", settings=too_fast, seed=first + 1))
+    found += [Recipe(name=kind, breakage=kind, seed=first + 2 + n) for n, kind in enumerate(BROKEN)]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One run: what it was, what its readings said, what probes say. gain: mean score over that of the random network,
+    with its 95 % interval; learned: the interval lies above 0.
+    """
+
+    name: str
+    seed: int
+    broken: bool
+    loss: float
+    verdict: str
+    findings: list[str]
+    reasons: list[str]
+    readings: list[dict[str, Any]]
+    score: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    learned: bool
+    right: bool
+    seconds: float
+
+
+def run_one(recipe: Recipe, folder: Path, steps: int) -> Judged:
+    """Trains, judges, probes; in a process of its own."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    prepared = PreparedSet.load(folder / "train")
+    outcome = run_recipe(recipe, prepared, folder, steps=steps, every_steps=steps // 5)
+    rows = probe_outcome(outcome)
+    gains = [row.differences["random_init"] for row in rows]
+    gain = float(np.mean([one.value for one in gains]))
+    # Intervals of five labels, as if independent: half the width of their mean.
+    half = float(np.sqrt(sum(((one.high - one.low) / 2) ** 2 for one in gains)) / len(gains))
+    said = judge(outcome.readings, warmup_steps=50)
+    learned = gain - half > 0
+    return Judged(
+        name=recipe.name,
+        seed=recipe.seed,
+        broken=recipe.breakage is not None or recipe.name in ("EMA 0", "learning rate x 100"),
+        loss=outcome.loss,
+        verdict=said.verdict,
+        findings=[f"{finding.severity}: {finding.name}" for finding in said.findings],
+        reasons=list(said.reasons),
+        readings=[{"step": reading.step, **reading.values} for reading in outcome.readings],
+        score=float(np.mean([row.score for row in rows])),
+        gain=gain,
+        gain_low=gain - half,
+        gain_high=gain + half,
+        learned=learned,
+        right=(said.verdict == "LEARNING") == learned and said.verdict != "CANNOT TELL",
+        seconds=time.perf_counter() - start,
+    )
+
+
+def probe_outcome(outcome: Outcome) -> list[ProbeRow]:
+    """Linear probes of the teacher at the end and at the start, on other eyes: a row per label."""
+    benchmark = PhantomBenchmark(BenchmarkSettings(num_volumes=NUM_JUDGED, image_size=SIZE))
+    volumes = torch.from_numpy(np.stack([benchmark[number] for number in range(len(benchmark))]))[:, None]
+    features = {name: Contestant(pooled=pooled(network, volumes)) for name, network in _networks(outcome).items()}
+    labels = {name: benchmark.labels[name] for name in LABELS}
+    rows = probe(features, labels, benchmark.ids, ProbeSettings(probes=("ridge", "logistic"), resamples=400))
+    return [row for row in rows if row.contestant == "encoder" and row.metric in ("r2", "auroc")]
+
+
+def _networks(outcome: Outcome) -> dict[str, nn.Module]:
+    return {"encoder": outcome.last, "random_init": outcome.first}
+
+
+@torch.inference_mode()
+def pooled(encoder: nn.Module, volumes: torch.Tensor) -> np.ndarray:
+    """Mean over the patches: float64 [M, E]."""
+    tokens = torch.cat([encoder(volumes[start : start + 32]).float() for start in range(0, len(volumes), 32)])
+    return tokens.mean(dim=1).double().numpy()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a row per run and writes all of it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=("fit", "judged"), default="judged")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", help="recipes whose name holds this")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    chosen = [recipe for recipe in recipes(arguments.set) if (arguments.only or "") in recipe.name]
+    found: list[Judged] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, image_size=SIZE, seed=1)
+        write_benchmark(folder / "train", settings, num_train=NUM_TRAIN, num_val=NUM_VAL)
+        with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(run_one, recipe, folder, arguments.steps) for recipe in chosen]
+            for job in jobs:
+                found.append(job.result())
+                print(line(found[-1]), flush=True)
+    right = sum(one.right for one in found)
+    false_alarms = [one.name for one in found if one.verdict == "COLLAPSED" and one.learned]
+    print(f"{right} of {len(found)} verdicts right; called collapsed though they learned: {false_alarms or 'none'}")
+    if arguments.json:
+        facts = {"machine": machine_facts(), "versions": versions(), "steps": arguments.steps, "set": arguments.set}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({**facts, "runs": [asdict(one) for one in found]}, indent=1) + "\n")
+
+
+def line(one: Judged) -> str:
+    """One run as a row."""
+    last = one.readings[-1]
+    spread = last["pooled_std"] / one.readings[0]["pooled_std"]
+    return (
+        f"{one.name:24} {one.seed:4} loss {one.loss:.5f} pos {last['pos_ratio']:8.3f} spread {spread:6.3f} "
+        f"gain {one.gain:+.3f} [{one.gain_low:+.3f}, {one.gain_high:+.3f}] "
+        f"{'learned' if one.learned else 'not'}: {one.verdict:12} {'ok' if one.right else 'WRONG'} {one.seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Did it learn: features -> numbers (collapse, rank, probes) -> findings -> one verdict. No model, no device."""

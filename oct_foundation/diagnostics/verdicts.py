@@ -1,0 +1,131 @@
+"""Readings -> one verdict on a run, with its reasons: LEARNING, NOT LEARNING, COLLAPSED or CANNOT TELL.
+
+The loss is no witness: the smallest of nine toy runs belonged to a dead encoder (jepa.md, section 4). Witnesses are the
+error over that of the average scan, the spread of features, whether weights move, and probes where there are any.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from oct_foundation.diagnostics.findings import find
+from oct_foundation.diagnostics.readings import Course, Finding, Reading, Thresholds, shown
+
+Verdict = Literal["LEARNING", "NOT LEARNING", "COLLAPSED", "CANNOT TELL"]
+
+# Before this share of the run a probe that is behind the random-init encoder may still catch up (jepa.md, section 4).
+_PROBES_COUNT_FROM = 0.25
+_DEFAULT = Thresholds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The verdict, one sentence with numbers for each reason, and all findings of the last reading."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def judge(
+    readings: Sequence[Reading], thresholds: Thresholds = _DEFAULT, warmup_steps: int = 0, total_steps: int = 0
+) -> Judgement:
+    """The verdict on a run as far as its readings go; total_steps, the planned updates, 0 where nobody knows.
+
+    In this order: standing still or not finite is NOT LEARNING; too few volumes or readings is CANNOT TELL; then the
+    witnesses decide, and CANNOT TELL is said where they contradict each other.
+    """
+    findings = tuple(find(readings, thresholds, warmup_steps))
+    course = Course.of(readings, thresholds, warmup_steps)
+    probes = _probes(course, total_steps)
+
+    def judged(verdict: Verdict, *reasons: str) -> Judgement:
+        return Judgement(verdict=verdict, reasons=reasons, findings=findings)
+
+    if standing := [item for item in findings if item.name in ("not_finite", "nothing_trains", "ema_frozen")]:
+        return judged("NOT LEARNING", *(item.evidence for item in standing))
+    if gaps := _gaps(course, warmup_steps):
+        return judged("CANNOT TELL", *gaps)
+    verdict, reasons = _weigh(course, findings, probes)
+    return judged(verdict, *reasons, *probes.reasons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Probes:
+    """What probes say: `gains` against the random-init encoder, True, False, or None where they do not say it yet."""
+
+    gains: bool | None = None
+    reasons: tuple[str, ...] = ()
+
+
+def _probes(course: Course, total_steps: int) -> _Probes:
+    """The newest reading with scores of the same labels for both encoders; their means are compared.
+
+    Scores that are behind do not count before a quarter of the run.
+    """
+    for reading in reversed(course.later):
+        pairs = {
+            label: (reading.values[name], reading.values[f"probe_init/{label}"])
+            for name in reading.values
+            if (label := name.removeprefix("probe/")) != name and f"probe_init/{label}" in reading.values
+        }
+        if not pairs:
+            continue
+        trained, untrained = (fmean(pair[index] for pair in pairs.values()) for index in (0, 1))
+        gains: bool | None = trained - untrained > course.thresholds.probe_gain
+        reason = (
+            f"At step {reading.step:,} the mean score of probes ({', '.join(sorted(pairs))}) was {trained:.3g}, and "
+            f"{untrained:.3g} on the encoder before training."
+        )
+        if not gains and reading.step < _PROBES_COUNT_FROM * total_steps:
+            gains, reason = None, f"{reason} It is too early for this to count."
+        return _Probes(gains=gains, reasons=(reason,))
+    return _Probes()
+
+
+def _gaps(course: Course, warmup_steps: int) -> tuple[str, ...]:
+    """Why the record says too little, one reason each; empty where it suffices."""
+    gaps = []
+    least = course.thresholds.min_volumes
+    volumes = course.last.values.get("num_volumes") if course.last else None
+    if volumes is not None and volumes < least:
+        gaps.append(f"Only {volumes:.0f} held-out volumes were looked at; {least} are the least that say something.")
+    if course.initial is None:
+        gaps.append("The record has no reading at step 0, against which the spread of features is measured.")
+    if len(course.later) < 2:
+        after = f"after the warm-up of {warmup_steps:,} steps" if warmup_steps else "after step 0"
+        gaps.append(f"The record has {len(course.later)} of the 2 readings {after} that a verdict needs.")
+    elif missing := [name for name in ("pos_ratio", "pooled_std") if course.latest(name) is None]:
+        gaps.append(f"The last two readings lack {' and '.join(missing)}.")
+    return tuple(gaps)
+
+
+def _weigh(course: Course, findings: Sequence[Finding], probes: _Probes) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict of error, spread and probes, where the record suffices."""
+    limits = course.thresholds
+    ratios = course.latest("pos_ratio") or ()
+    spreads = course.relative("pooled_std")
+    error = (
+        f"At steps {course.steps()} the error on hidden patches was {shown(ratios)} times that of showing the average "
+        f"scan there (line: {limits.pos_ratio:g})."
+    )
+    spread = (
+        f"At steps {course.steps()} features of different scans lay {shown(spreads)} times as far apart as before "
+        f"training (line: {limits.spread:.2g})."
+        if spreads
+        else "The spread of features has no measure: before training all held-out scans had the same."
+    )
+    predicts = {ratio < limits.pos_ratio for ratio in ratios}
+    if predicts == {False}:
+        if probes.gains:
+            return "CANNOT TELL", (error, spread, "Yet its features serve probes better than those before training.")
+        collapsed = any(finding.name == "collapse" for finding in findings)
+        return "COLLAPSED" if collapsed else "NOT LEARNING", (error, spread)
+    if probes.gains is False:
+        return "NOT LEARNING", (error, "Yet its features serve probes no better than those before training.")
+    if predicts == {True, False}:
+        return "CANNOT TELL", (error, "The two readings lie on different sides of that line.")
+    if spreads is None or min(spreads) <= limits.spread:
+        return "CANNOT TELL", (error, spread, "Prediction and spread do not say the same.")
+    return "LEARNING", (error, spread)

@@ -1,0 +1,80 @@
+"""Layer-wise learning rates for fine-tuning: early layers, which are general, move less than late ones and the head.
+
+As BEiT (arXiv 2106.08254) and MAE fine-tune: the rate of a layer is that of the layer behind it times `decay`.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from oct_foundation.optim.adamw import AdamW, ParameterGroup
+from oct_foundation.optim.clipping import GradientGuard
+from oct_foundation.optim.groups import parameter_groups
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+
+
+class ScaledGroup(ParameterGroup):
+    """Parameters that share their weight decay and what the learning rate is multiplied with."""
+
+    scale: float
+
+
+def layer_scale(name: str, depth: int, decay: float) -> float:
+    """decay^(depth + 1 - layer) for a parameter of an encoder with `depth` blocks and a head.
+
+    Layer 0 is the patch embedding, block i (from 0) is layer i + 1; the last norm and the head are layer depth + 1,
+    with scale 1. Raises ValueError for a block that the encoder has not.
+    """
+    if block := _BLOCK.search(name):
+        layer = int(block[1]) + 1
+        if layer > depth:
+            raise ValueError(
+                f"parameter {name} is of block {block[1]}; an encoder of {depth} blocks has 0 to {depth - 1}"
+            )
+    else:
+        layer = 0 if "patch_embed." in name else depth + 1
+    return decay ** (depth + 1 - layer)
+
+
+def layer_groups(model: nn.Module, depth: int, decay: float) -> list[ScaledGroup]:
+    """The groups of `parameter_groups`, each split by the scale of its parameters, small scales first."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: list[ScaledGroup] = []
+    for group in parameter_groups(model):
+        by_scale: defaultdict[float, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            by_scale[layer_scale(names[id(parameter)], depth, decay)].append(parameter)
+        found += [{"params": by_scale[s], "decay": group["decay"], "scale": s} for s in sorted(by_scale)]
+    return found
+
+
+class LayerDecayAdamW(AdamW):
+    """AdamW whose learning rate is multiplied by each group's `scale`; one norm and one clip for all of them."""
+
+    def __init__(self, groups: Iterable[ScaledGroup], *, guard: GradientGuard, **settings: Any) -> None:
+        super().__init__(groups, guard=guard, **settings)
+        self._scales = {p: group["scale"] for group in self.param_groups for p in group["params"]}
+
+    def _update_fused(self, parameters: list[nn.Parameter], weight_decay: float) -> None:
+        with self._scaled_rate(parameters[0]):
+            super()._update_fused(parameters, weight_decay)
+
+    def _update_traced(self, parameters: list[nn.Parameter], weight_decay: float | torch.Tensor) -> None:
+        with self._scaled_rate(parameters[0]):
+            super()._update_traced(parameters, weight_decay)
+
+    @contextmanager
+    def _scaled_rate(self, parameter: nn.Parameter) -> Iterator[None]:
+        """While one group is updated, its own rate is the optimizer's."""
+        rate = self._learning_rate
+        self._learning_rate = rate * self._scales[parameter]
+        try:
+            yield
+        finally:
+            self._learning_rate = rate

@@ -1,0 +1,58 @@
+"""What is known of an encoder -> the README.md of its Hugging Face folder: data, duties, limits, evidence, how to load.
+
+Nothing that names a place or a person goes in: no paths, no buckets, no machine.
+"""
+
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from oct_foundation.models.encoder import VOXEL_MEAN, VOXEL_STD
+from oct_foundation.models.vjepa2_weights import obstacles
+from oct_foundation.models.vjepa3d import PRESETS
+from pretraining.encoder_file import PREDICTOR, SavedWeights
+from pretraining.report.facts import facts_of
+from pretraining.report.gather import RunRecord, gather
+from pretraining.report.page import judgement_of
+from pretraining.report.probe_table import groups_of
+
+_TEMPLATE = "model_card.md.jinja"
+_PUBLISHED = ("Data", "Model", "Training", "Versions")  # of the run's facts; its machine is nobody's business
+
+
+def model_card(saved: SavedWeights) -> str:
+    """The card as Markdown with a YAML header; verdict, metrics and probes where the run folder has them."""
+    text = resources.files("pretraining").joinpath(_TEMPLATE).read_text()
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    run = _record(saved)
+    config, sizes = saved.config, PRESETS[saved.config.preset]
+    return environment.from_string(text).render(
+        step=saved.step,
+        config=config,
+        sizes=sizes,
+        num_patches=config.grid.num_patches,
+        source=saved.run_config.get("data", {}).get("source"),
+        obstacles=obstacles(config),
+        has_predictor=bool(saved.part(PREDICTOR)),
+        mean=VOXEL_MEAN,
+        std=VOXEL_STD,
+        facts=[(title, rows) for title, rows in facts_of(run) if title in _PUBLISHED] if run else [],
+        judgement=judgement_of(run) if run and run.readings else None,
+        metrics=sorted((name, value) for name, value in saved.metrics.items() if value is not None),
+        probes=_probes(run) if run else [],
+    )
+
+
+def _record(saved: SavedWeights) -> RunRecord | None:
+    return gather(saved.run_folder) if saved.run_folder is not None else None
+
+
+def _probes(run: RunRecord) -> list[Any]:
+    """Of the newest step that was probed."""
+    if not run.probes:
+        return []
+    groups, _ = groups_of(run.probes[max(run.probes)])
+    return groups
