@@ -3,7 +3,8 @@
 The engine is the package's own (task, step, readings); a broken recipe changes the one thing that its name says.
 """
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from benchmarks.short_run import start, train
 from data_setup.index import PreparedSet
 from oct_foundation.batch import JEPABatch
 from oct_foundation.diagnostics.findings import Reading
@@ -19,11 +21,10 @@ from oct_foundation.models.encoder import gather_tokens
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
 from oct_foundation.runtime.native import NativeRuntime
-from pretraining.assemble import build_state
 from pretraining.config import RunConfig, load_config
 from pretraining.diagnose import build_diagnostics
 from pretraining.run_folder import RunFolder
-from pretraining.step import train_step
+from pretraining.state import TrainState
 from pretraining.tasks.vjepa import VJEPATask
 
 Breakage = Literal[
@@ -141,30 +142,20 @@ def run_recipe(recipe: Recipe, prepared: PreparedSet, folder: Path, *, steps: in
     settings = [*base_settings(steps, every_steps), f"data.root={prepared.folder}", *recipe.settings]
     config = load_config(SMOKE, [*settings, f"seed={recipe.seed}"])
     task = BrokenTask(config, prepared, recipe.breakage)
-    runtime = NativeRuntime("cpu")
-    state = build_state(config, task, runtime)
-    schedules = config.optim.schedules(steps)
-    place = RunFolder(folder / recipe.name)
+    state = start(task, config)
+    assert isinstance(state.model, VJEPA3D)
+    runtime, place = NativeRuntime("cpu"), RunFolder(folder / recipe.name)
     diagnostics = build_diagnostics(config, prepared, state.model, runtime, total_steps=steps, folder=place)
     assert diagnostics is not None
-    assert isinstance(state.model, VJEPA3D)
-    first = _copy(state.model.target_encoder)
-    diagnostics.read(state, runtime, schedules.at(0))
-    loss = float("nan")
-    batches: Iterable[Any] = task.train_batches(rank=0, world_size=1, start_step=0, num_steps=steps)
-    for batch in batches:
-        scalars = schedules.at(state.step)
-        arguments = (task, state.model, state.replica, state.optimizer, runtime, [batch], scalars, "fp32")
-        metrics = train_step(*arguments)
-        state.step += 1
-        loss = metrics["loss"].item()
+    first, losses = copy.deepcopy(state.model.target_encoder), [float("nan")]
+
+    def look(state: TrainState, batch: Any, metrics: Mapping[str, torch.Tensor], scalars: Mapping[str, float]) -> None:
+        losses.append(metrics["loss"].item())
         diagnostics.note_gradient(metrics["grad_norm"].item())
         if diagnostics.due(state.step):
             diagnostics.read(state, runtime, scalars, batch)
-    return Outcome(readings=diagnostics.readings, loss=loss, first=first, last=_copy(state.model.target_encoder))
 
-
-def _copy(network: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(network).eval()
+    diagnostics.read(state, runtime, config.optim.schedules(steps).at(0))
+    train(task, config, state, steps, look)
+    last = state.model.target_encoder.eval()
+    return Outcome(readings=diagnostics.readings, loss=losses[-1], first=first.eval(), last=last)

@@ -68,7 +68,7 @@ class PreparedVolumes:
         row = self._rows[index]
         try:
             volume = self._prepared.volume(row)
-        except (OSError, ValueError) as error:  # gone, cut or overwritten since it was prepared
+        except (OSError, ValueError, EOFError) as error:  # gone, cut, emptied or overwritten since it was prepared
             raise BadVolume(row.id, type(error).__name__) from None
         if volume.shape != row.shape or volume.dtype != np.uint8:
             raise BadVolume(row.id, f"{volume.dtype} {volume.shape} instead of uint8 {row.shape}")

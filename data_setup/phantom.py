@@ -75,15 +75,20 @@ def write_phantoms(folder: Path, settings: PhantomSettings) -> list[Path]:
 
     Returns the DICOM files, sorted. Equal settings give equal bytes on every machine.
     """
-    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(settings)], sort_keys=True).encode()).hexdigest()[:12]
-    target = folder / digest / "volumes"
+    target = labels_file(folder, settings).parent / "volumes"
     paths = [target / f"phantom-{number:05d}.dcm" for number in range(settings.num_volumes)]
     target.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths):
         if not path.exists():
             _write(path, _file_bytes(number, settings))
-    _write(target.parent / "labels.csv", _labels(settings, [path.name for path in paths]).encode())
+    _write(labels_file(folder, settings), _labels(settings, [path.name for path in paths]).encode())
     return paths
+
+
+def labels_file(folder: Path, settings: PhantomSettings) -> Path:
+    """Where `write_phantoms` puts the truth about its files."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(settings)], sort_keys=True).encode()).hexdigest()[:12]
+    return folder / digest / "labels.csv"
 
 
 def anatomy_of(number: int, settings: PhantomSettings) -> Anatomy:

@@ -36,11 +36,15 @@ _SHORT_NAMES = {"model": "model.preset", "max_steps": "train.max_steps"}
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run; saved, resolved, in its folder and with every checkpoint."""
+    """Everything that decides a run; saved, resolved, in its folder and with every checkpoint.
+
+    init_from: V-JEPA 2 weights of `transformers` (folder or .safetensors) to start from, null: at random.
+    """
 
     name: str = "octfm"
     output_dir: str | None = None  # null: runs/<name>-<time of start>
     seed: int = 0
+    init_from: str | None = None
     model: VJEPA3DConfig
     mask: MaskSettings = field(default_factory=MaskSettings)
     data: DataSection = field(default_factory=DataSection)
@@ -77,14 +81,12 @@ class RunConfig:
 
 
 def _check_best_metric(metric: str | None) -> None:
-    """Raises ValueError for a loss: the lowest of nine toy runs belonged to a dead encoder, and V-JEPA losses rise while
-    features get better (docs/decisions/009).
-    """
+    """Raises ValueError for a loss: the lowest of nine toy runs was a dead encoder's (docs/decisions/009)."""
     if metric is not None and "loss" in metric:
         raise ValueError(
-            f"checkpoint.best_metric is {metric!r}: a low V-JEPA loss may be a dead encoder's, so no checkpoint is chosen "
-            f"by it. Leave it null (the last one is delivered), or name a probe on labels that you do not report, such as "
-            f"diag/probe/thickness_um with checkpoint.best_mode=max"
+            f"checkpoint.best_metric is {metric!r}: a low V-JEPA loss may be a dead encoder's, so no checkpoint is "
+            f"chosen by it. Leave it null (the last one is delivered), or name a probe on labels that you do not "
+            f"report, such as diag/probe/thickness_um with checkpoint.best_mode=max"
         )
 
 

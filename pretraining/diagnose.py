@@ -16,26 +16,29 @@ from torch import nn
 from data_setup.datasets import PreparedVolumes
 from data_setup.index import PreparedSet
 from data_setup.masking import MaskGenerator
+from data_setup.phantom import labels_file
 from oct_foundation.batch import JEPABatch
 from oct_foundation.diagnostics.collapse import domain_slug, measure
 from oct_foundation.diagnostics.findings import Finding, Reading
 from oct_foundation.diagnostics.quick_probe import quick_probe
+from oct_foundation.diagnostics.readings import PREFIX, readings_of
 from oct_foundation.diagnostics.verdicts import Judgement, judge
 from oct_foundation.losses.latent import latent_loss
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.tracking.jsonl import read_rows
-from pretraining.config import RunConfig
+from pretraining.config import ConfigError, RunConfig
 from pretraining.held_out import NUM_VIEWS, HeldOut
+from pretraining.label_table import patients_in_files, read_labels
 from pretraining.observe import VJEPAObserver, input_statistics, movements
 from pretraining.pictures import write_pictures
 from pretraining.run_folder import RunFolder
 from pretraining.state import TrainState
 
-PREFIX = "diag/"
 # A reading of a volume costs a forward pass of teacher and student over all tokens and one as in training: measured
 # about as much as a training step of that volume (docs/performance.md). Readings may take this share of the time.
 MAX_SHARE = 0.02
+PHANTOMS = "phantoms"
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ class Diagnostics:
 
     def take_up(self, start_step: int) -> None:
         """The readings up to `start_step` that the record holds."""
-        self.readings = [reading for reading in readings_of(self.record) if reading.step <= start_step]
+        self.readings = [reading for reading in readings_of(read_rows(self.record)) if reading.step <= start_step]
         self._known = {(finding.name, finding.severity) for finding in self._judge().findings}
 
     def due(self, step: int) -> bool:
@@ -141,16 +144,6 @@ class Diagnostics:
                 say("step %d: %s: %s %s", finding.step, finding.name, finding.evidence, finding.remedy)
 
 
-def readings_of(record: Path) -> list[Reading]:
-    """The readings that metrics.jsonl holds, without the prefix; none without the file."""
-    found = []
-    for row in read_rows(record):
-        values = {name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX)}
-        if values:
-            found.append(Reading(step=int(row["step"]), values=values))
-    return found
-
-
 def build_diagnostics(
     config: RunConfig, prepared: PreparedSet, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder
 ) -> Diagnostics | None:
@@ -180,7 +173,41 @@ def build_diagnostics(
         clip_norm=config.optim.clip_norm,
         record=folder.metrics,
         pictures=folder.pictures,
+        labels=_labels(config, prepared, held_out, folder),
     )
+
+
+def _labels(config: RunConfig, prepared: PreparedSet, held_out: HeldOut, folder: RunFolder) -> ProbeLabels | None:
+    """What `diagnostics.labels` names, of the held-out volumes; raises ConfigError where it cannot be used."""
+    wanted, data = config.diagnostics.labels, config.data
+    if wanted is None:
+        return None
+    if wanted == PHANTOMS:
+        if data.source != "phantom":
+            raise ConfigError(f"diagnostics.labels={PHANTOMS} needs data.source=phantom; found {data.source}")
+        cache = Path(data.cache_dir) if data.cache_dir else folder.prepared
+        wanted = str(labels_file(cache / "phantom-dicom", data.phantom))
+    try:
+        table = read_labels(wanted, prepared, held_out.ids, [])
+        columns = {name: column for name, column in table.columns.items() if name != table.id_column}
+        groups = np.array(patients_in_files(prepared, held_out.ids))
+        usable = {name: column for name, column in columns.items() if _can_be_probed(name, column, groups)}
+    except ValueError as error:
+        raise ConfigError(f"diagnostics.labels: {error}") from None
+    if not usable:
+        raise ConfigError(f"diagnostics.labels={wanted}: no column has two values among {len(groups)} held-out volumes")
+    log.info("probes during training: %s", ", ".join(usable))
+    return ProbeLabels(columns=usable, groups=groups)
+
+
+def _can_be_probed(name: str, column: Sequence[object], groups: np.ndarray) -> bool:
+    """Whether a column says different things of enough patients; one that does not is left out, with a log line."""
+    try:
+        quick_probe(np.zeros((len(groups), 1)), {name: column}, groups)
+    except ValueError as error:
+        log.info("%s", error)
+        return False
+    return True
 
 
 def default_interval(*, num_volumes: int, width: int, num_domains: int, batch_size: int, global_batch: int) -> int:

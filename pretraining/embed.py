@@ -66,8 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
         saved, volumes, arguments.out, tokens=arguments.tokens, batch_size=arguments.batch_size, device=arguments.device
     )
     print(f"{arguments.out}   {len(volumes) - len(bad)} volumes, {saved.width} numbers each, step {saved.step}")
-    if refused := sum(row.status == "rejected" for row in volumes.prepared.rows):
-        print(f"{refused} files of {arguments.data} are no usable volumes; octfm data summary says why")
+    files = volumes.prepared.rows
+    if refused := sum(row.status == "rejected" for row in files):
+        print(f"{refused} of {len(files)} files are no usable volumes; octfm data summary {volumes.prepared.folder}")
     for error in bad:
         print(f"octfm: left out: {error}", file=sys.stderr)
     return 0

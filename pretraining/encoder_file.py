@@ -218,8 +218,8 @@ def _of_hugging_face(folder: Path, source: str) -> SavedWeights:
     kind, own = facts.get("model_type"), facts.get("octfm")
     if own is None or kind not in (OWN_TYPE, TRANSFORMERS_TYPE, FINETUNED_TYPE):
         raise ValueError(
-            f"{source}: config.json is of model_type {kind!r} and not written by octfm. To start a run from V-JEPA 2's "
-            f"own weights, see docs; here give {_ALLOWED}"
+            f"{source}: config.json is of model_type {kind!r} and not written by octfm. V-JEPA 2's own weights can "
+            f"start a run; as an encoder of OCT, give {_ALLOWED}"
         )
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{source} has config.json but no model.safetensors; copy the folder again")

@@ -18,6 +18,16 @@ from pretraining.report.page import judgement_of
 from pretraining.report.probe_table import groups_of
 
 _TEMPLATE = "model_card.md.jinja"
+# What a reader can do something with, of the dozens that a checkpoint holds.
+_METRICS = {
+    "train/loss": "training loss; says nothing by itself",
+    "val/loss": "loss on held-out volumes; says nothing by itself",
+    "diag/pos_ratio": "error over that of the average scan, held out; below 1: knows the eye",
+    "diag/foreground_pos_ratio": "the same, on patches that show tissue",
+    "diag/pooled_std": "spread of the pooled features over volumes",
+    "diag/token_cosine": "likeness of patches of one volume; near 1: collapsed",
+    "diag/rankme_pooled": "effective number of dimensions of the pooled features",
+}
 _PUBLISHED = ("Data", "Model", "Training", "Versions")  # of the run's facts; its machine is nobody's business
 
 
@@ -41,7 +51,9 @@ def model_card(saved: SavedWeights) -> str:
         std=VOXEL_STD,
         facts=[(title, rows) for title, rows in facts_of(run) if title in _PUBLISHED] if run else [],
         judgement=judgement_of(run) if run and run.readings else None,
-        metrics=sorted((name, value) for name, value in saved.metrics.items() if value is not None),
+        metrics=[
+            (name, value, text) for name, text in _METRICS.items() if (value := saved.metrics.get(name)) is not None
+        ],
         probes=_probes(run) if run else [],
     )
 

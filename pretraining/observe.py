@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The middle layer of patches of a few volumes, h x w of them, for pictures.
+    """The middle layer of patches of this rank's volumes, h x w of them, for pictures.
 
     numbers: which held-out volumes; features, predictions: float [K, h * w, E]; hidden: bool [K, h * w].
     """
@@ -48,7 +48,7 @@ class VJEPAObserver:
 
     @torch.no_grad()
     def observe(self, model: VJEPA3D) -> tuple[Observation, Layer]:
-        """Of all ranks together, the same on every rank; and the middle layer of this rank's first volumes."""
+        """Of all ranks together, the same on every rank; and the middle layer of this rank's."""
         found = self._look_at_all(model)
         num_compared = len(self._held_out.compared)
         tokens = ("targets", "predictions", "hidden")
@@ -56,10 +56,10 @@ class VJEPAObserver:
         views = self._views(model)
         parts = self._runtime.gather((self._mine, compared, views))
         layer = Layer(
-            numbers=self._mine[: self._batch_size],
-            features=found["targets"][: self._batch_size, num_compared:],
-            predictions=found["predictions"][: self._batch_size, num_compared:],
-            hidden=found["hidden"][: self._batch_size, num_compared:],
+            numbers=self._mine,
+            features=found["targets"][:, num_compared:],
+            predictions=found["predictions"][:, num_compared:],
+            hidden=found["hidden"][:, num_compared:],
         )
         return self._joined(parts), layer
 

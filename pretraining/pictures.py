@@ -23,7 +23,7 @@ def write_pictures(folder: Path, step: int, held_out: HeldOut, layer: Layer) -> 
     [K, h, w, 3]; similarity float32 [K, h, w], cosine of prediction and target, NaN at visible patches; ids, vendors
     [K]; aspect float [K], height : width of a B-scan in mm, NaN where the file does not say.
     """
-    numbers = list(dict.fromkeys(layer.numbers))[:_MOST]
+    numbers = _worth_showing(list(dict.fromkeys(layer.numbers)), held_out)
     places = [layer.numbers.index(number) for number in numbers]
     _, height, width = held_out.grid.grid
     plane = (len(numbers), height, width)
@@ -44,6 +44,13 @@ def write_pictures(folder: Path, step: int, held_out: HeldOut, layer: Layer) -> 
         aspect=np.array([held_out.aspect(number) for number in numbers]),
     )
     os.replace(temporary, folder / f"pictures-{step}.npz")
+
+
+def _worth_showing(numbers: list[int], held_out: HeldOut) -> list[int]:
+    """At most _MOST of them: the first of each maker, then others, in their order."""
+    firsts = {held_out.domains[number]: number for number in reversed(numbers)}
+    by_worth = sorted(numbers, key=lambda number: number not in firsts.values())
+    return sorted(by_worth[:_MOST])
 
 
 def principal_colours(features: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ log = logging.getLogger("octfm")
 
 # A rank that leaves tells its siblings, who look every second; a broken connection is faster, and knows no reason.
 PEER_SPEAKS_S = 5.0
+_OUTCOMES = {ExitCode.STOPPED: "stopped, saved", ExitCode.NOT_LEARNING: "stopped, collapsed"}
 # What a user can cause, and the code that it ends with: shown as one message, without a traceback. First match wins.
 _EXPECTED: Sequence[tuple[type[Exception], ExitCode]] = (
     (ConfigError, ExitCode.CONFIG),
@@ -65,7 +66,7 @@ def worker(runtime: Runtime, job: Job) -> int:
             train(run)
     except StoppedError as stopped:
         log.warning("%s", stopped)
-        code, outcome = stopped.code, "stopped, saved" if stopped.code == ExitCode.STOPPED else "stopped, not saved"
+        code, outcome = stopped.code, _OUTCOMES.get(stopped.code, "stopped, not saved")
         life.exit.announce(code, str(stopped), cause=False)  # all leave: nobody is to blame, nobody to be told
     except BaseException as error:  # the rank's top: the others must not wait for it
         code, outcome = _failed(error, life), "failed"

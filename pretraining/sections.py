@@ -180,8 +180,9 @@ class DiagnosticsSection:
     """How a run is watched through held-out volumes (docs/diagnostics.md).
 
     every_steps: updates between readings, null: so many that readings take 2 % of the time. num_volumes: of the
-    validation volumes, the first so many. labels: a CSV with a column `id` and what to probe for, null: none, but
-    generated phantoms bring their own. stop_on_alarm: end the run, saved, when features have collapsed.
+    validation volumes, the first so many. labels: a table of what to probe for at each reading (docs/diagnostics.md
+    says how it names volumes), `phantoms` for what is known of generated ones, null: no probes. stop_on_alarm: end the
+    run, saved, when features have collapsed.
     """
 
     enabled: bool = True

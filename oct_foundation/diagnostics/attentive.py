@@ -34,7 +34,7 @@ class _Part:
         return _Part(self.tokens[chosen], self.targets[chosen])
 
     def pool(self, query: torch.Tensor) -> torch.Tensor:
-        """float [K1, 2E]: the mean of the tokens, and their mean weighted by the attention that `query` [E] pays."""
+        """Float [K1, 2E]: the mean of the tokens, and their mean weighted by the attention that `query` [E] pays."""
         scores = self.tokens @ query / query.shape[0] ** 0.5
         attended = (scores.softmax(dim=1)[:, None, :] @ self.tokens)[:, 0]
         return torch.cat([self.tokens.mean(dim=1), attended], dim=1)

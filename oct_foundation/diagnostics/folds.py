@@ -55,13 +55,18 @@ def check_enough(label: Label, groups: np.ndarray, num_folds: int) -> None:
 def inner_folds(label: Label, groups: np.ndarray, rows: np.ndarray, num_folds: int, seed: int) -> list[Split]:
     """Folds inside the volumes `rows` [K1] of an outer training part, as positions in `rows`.
 
-    There are fewer where a class has fewer patients; raises ValueError where two cannot be filled.
+    There are fewer where a class has fewer patients; raises ValueError where it has only one.
     """
     part = Label(
         name=label.name, kind=label.kind, known=label.known, targets=label.targets[rows], classes=label.classes
     )
-    fewest = min(count for _, count in _patients(part, groups[rows]))
-    return patient_folds(part, groups[rows], max(2, min(num_folds, fewest)), seed)
+    name, fewest = min(_patients(part, groups[rows]), key=lambda found: found[1])
+    if fewest < 2:
+        raise ValueError(
+            f"label {label.name}: a training part holds {fewest} patient{name}, too few to choose how strongly to "
+            "regularise; use more folds, or leave this class empty"
+        )
+    return patient_folds(part, groups[rows], min(num_folds, fewest), seed)
 
 
 def _patients(label: Label, groups: np.ndarray) -> Iterator[tuple[str, int]]:

@@ -92,6 +92,7 @@ def _predict(
         assert contestant.tokens is not None
         return attentive_predictions(contestant.tokens, label, fold, inner, seed)
     estimator = build_estimator(probe, label.kind, inner, contestant.num_components)
-    estimator.fit(contestant.pooled[fold.train], label.targets[fold.train])
-    rows = contestant.pooled[fold.test]
+    features = contestant.pooled.astype(np.float64)  # in float32 a ridge of collinear features is ill-conditioned
+    estimator.fit(features[fold.train], label.targets[fold.train])
+    rows = features[fold.test]
     return estimator.predict(rows) if label.kind == "values" else estimator.predict_proba(rows)

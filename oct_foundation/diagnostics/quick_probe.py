@@ -11,22 +11,26 @@ import numpy as np
 
 from oct_foundation.diagnostics.estimators import RIDGE_ALPHAS
 from oct_foundation.diagnostics.folds import Split, check_enough
-from oct_foundation.diagnostics.labels import Label, read_label
+from oct_foundation.diagnostics.labels import Label, LabelKind, read_label
 from oct_foundation.diagnostics.scores import auroc, r2
 
 _FOLDS = 5
 
 
 def quick_probe(
-    pooled: np.ndarray, labels: Mapping[str, Sequence[object] | np.ndarray], groups: Sequence[str] | np.ndarray
+    pooled: np.ndarray,
+    labels: Mapping[str, Sequence[object] | np.ndarray],
+    groups: Sequence[str] | np.ndarray,
+    kinds: Mapping[str, LabelKind] | None = None,
 ) -> dict[str, float]:
     """R2 of labels that are values, AUROC of those that are classes, by 5 folds of patients; NaN where every fold
     holds one class only.
 
-    pooled: float [M, E]; labels: a column of M each; groups: M patients. The strength is chosen by leaving out single
-    volumes of the training part, for all labels in one decomposition. Raises ValueError as probe does.
+    pooled: float [M, E]; labels: a column of M each; groups: M patients; kinds: see ProbeSettings. The strength is
+    chosen by leaving out single volumes of the training part, for all labels in one decomposition. Raises ValueError
+    as probe does.
     """
-    read = [read_label(name, column) for name, column in labels.items()]
+    read = [read_label(name, column, (kinds or {}).get(name)) for name, column in labels.items()]
     alike = defaultdict[bytes, list[Label]](list)  # labels known of the same volumes share the decompositions
     for label in read:
         alike[label.known.tobytes()].append(label)
@@ -54,7 +58,7 @@ def _scores(features: np.ndarray, labels: Sequence[Label], groups: np.ndarray) -
     for number, fold in enumerate(Split(*found) for found in folds):
         ridge = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS, alpha_per_target=True))
         ridge.fit(features[fold.train], targets[fold.train] / scale)
-        said[fold.test] = ridge.predict(features[fold.test]) * scale
+        said[fold.test] = ridge.predict(features[fold.test]).reshape(len(fold.test), -1) * scale  # one target: [K2]
         fold_of[fold.test] = number
     starts = np.cumsum([0, *(column.shape[1] for column in columns)])
     by_label = [said[:, start:end] for start, end in pairwise(starts)]

@@ -6,7 +6,7 @@ what the running job would have found. Nothing here needs torch.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, Self
 
@@ -19,6 +19,19 @@ class Reading:
 
     step: int
     values: Mapping[str, float] = field(default_factory=dict)
+
+
+PREFIX = "diag/"  # of a reading's values in the record of a run
+
+
+def readings_of(rows: Iterable[Mapping[str, float]]) -> list[Reading]:
+    """What the rows of a record say under PREFIX at each step, rising; several rows of one step are one reading."""
+    values: dict[int, dict[str, float]] = {}
+    for row in rows:
+        found = {name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX)}
+        if found:
+            values.setdefault(int(row["step"]), {}).update(found)
+    return [Reading(step=step, values=values[step]) for step in sorted(values)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,7 @@ class Thresholds:
     unchanged: float = 1e-6
     probe_gain: float = 0.0
     min_volumes: int = 8
+    min_steps: int = 100
 
     def __post_init__(self) -> None:
         for name in (item.name for item in fields(self)):

@@ -91,6 +91,8 @@ def _gaps(course: Course, warmup_steps: int) -> tuple[str, ...]:
     volumes = course.last.values.get("num_volumes") if course.last else None
     if volumes is not None and volumes < least:
         gaps.append(f"Only {volumes:.0f} held-out volumes were looked at; {least} are the least that say something.")
+    if course.last and course.last.step < course.thresholds.min_steps:
+        gaps.append(f"Only {course.last.step:,} updates are done; before {course.thresholds.min_steps} none is judged.")
     if course.initial is None:
         gaps.append("The record has no reading at step 0, against which the spread of features is measured.")
     if len(course.later) < 2:

@@ -18,7 +18,7 @@ from oct_foundation.models.encoder import Encoder, gather_tokens
 from oct_foundation.models.positions import RopeLayout
 from oct_foundation.models.predictor import Predictor
 
-Preset = Literal["vit_tiny", "vit_small", "vit_base"]
+Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large"]
 Positions = Literal["sincos", "rotary"]
 
 
@@ -37,6 +37,7 @@ PRESETS: dict[Preset, Sizes] = {
     "vit_tiny": Sizes(96, 4, 3, 96, 2, 3),  # for tests
     "vit_small": Sizes(384, 12, 6, 384, 4, 6),  # 29,082,624 trainable parameters at patch [4, 16, 16]
     "vit_base": Sizes(768, 12, 12, 384, 12, 12),
+    "vit_large": Sizes(1024, 24, 16, 384, 12, 12),  # the smallest that V-JEPA 2 is published in
 }
 
 

@@ -12,13 +12,15 @@ import torch
 
 from oct_foundation.optim.clipping import GradientGuard
 
+Scalar = float | torch.Tensor
+
 
 class ParameterGroup(TypedDict):
-    """Parameters that share whether weight decay applies to them."""
+    """Parameters that share whether weight decay applies to them, and what their learning rate is multiplied with."""
 
     params: list[torch.nn.Parameter]
     decay: bool
-    lr: NotRequired[float | torch.Tensor]
+    scale: NotRequired[float]
 
 
 class AdamW(torch.optim.Optimizer):
@@ -38,8 +40,8 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         self.betas, self.eps, self.guard = betas, eps, guard
         super().__init__([dict(group) for group in groups], {})
-        self._learning_rate: float | torch.Tensor = 0.0
-        self._weight_decay: float | torch.Tensor = 0.0
+        self._learning_rate: Scalar = 0.0
+        self._weight_decay: Scalar = 0.0
         self._create_state()
         self.register_step_pre_hook(lambda optimizer, args, kwargs: guard.measure_and_clip(self.parameters()))
 
@@ -47,7 +49,7 @@ class AdamW(torch.optim.Optimizer):
         """All parameters, in the order of the groups."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def set_scalars(self, learning_rate: float | torch.Tensor, weight_decay: float | torch.Tensor) -> None:
+    def set_scalars(self, learning_rate: Scalar, weight_decay: Scalar) -> None:
         """The values for the next step: numbers, or 0-d tensors on XLA, where a number would be part of the graph."""
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
 
@@ -82,14 +84,19 @@ class AdamW(torch.optim.Optimizer):
             active = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not active:
                 continue
-            weight_decay = self._weight_decay if group["decay"] else 0.0
+            rate, weight_decay = self._scalars_of(group)
             if active[0].device.type == "xla":
-                self._update_traced(active, weight_decay)
+                self._update_traced(active, rate, weight_decay)
             else:
-                self._update_fused(active, float(weight_decay))
+                self._update_fused(active, float(rate), float(weight_decay))
         self._count_step()
 
-    def _update_fused(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> None:
+    def _scalars_of(self, group: dict[str, Any]) -> tuple[Scalar, Scalar]:
+        """Learning rate and weight decay of a group at this step."""
+        rate = self._learning_rate * group["scale"] if "scale" in group else self._learning_rate
+        return rate, self._weight_decay if group["decay"] else 0.0
+
+    def _update_fused(self, parameters: list[torch.nn.Parameter], rate: float, weight_decay: float) -> None:
         """Torch's fused kernel, the one that `torch.optim.AdamW(fused=True)` calls; it skips where found_inf is 1.
 
         It wants the number of this update, 1 for the first, while the state holds finished updates.
@@ -103,7 +110,7 @@ class AdamW(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [number] * len(states),
-            lr=float(self._learning_rate),
+            lr=rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=weight_decay,
@@ -113,7 +120,7 @@ class AdamW(torch.optim.Optimizer):
             found_inf=1.0 - self.guard.finite,
         )
 
-    def _update_traced(self, parameters: list[torch.nn.Parameter], weight_decay: float | torch.Tensor) -> None:
+    def _update_traced(self, parameters: list[torch.nn.Parameter], rate: Scalar, weight_decay: Scalar) -> None:
         """The same formulas, tensor by tensor: XLA fuses each into one pass over memory."""
         beta1, beta2 = self.betas
         finite = self.guard.finite > 0
@@ -125,8 +132,8 @@ class AdamW(torch.optim.Optimizer):
             exp_avg = state["exp_avg"] * beta1 + gradient * (1 - beta1)
             exp_avg_sq = state["exp_avg_sq"] * beta2 + gradient * gradient * (1 - beta2)
             denominator = (exp_avg_sq / correction2).sqrt() + self.eps
-            decayed = parameter * (1 - self._learning_rate * weight_decay)
-            updated = decayed - self._learning_rate * (exp_avg / correction1) / denominator
+            decayed = parameter * (1 - rate * weight_decay)
+            updated = decayed - rate * (exp_avg / correction1) / denominator
             for old, new in ((state["exp_avg"], exp_avg), (state["exp_avg_sq"], exp_avg_sq), (parameter, updated)):
                 old.copy_(torch.where(finite, new, old))
 
@@ -140,15 +147,11 @@ class AdamW(torch.optim.Optimizer):
         group = next((group for group in self.param_groups if any(p is parameter for p in group["params"])), None)
         if group is None:
             return torch.zeros_like(parameter)
-        state, decay = self.state[parameter], self._weight_decay if group["decay"] else 0.0
+        state, (rate, decay) = self.state[parameter], self._scalars_of(group)
         number = torch.clamp(state["step"], min=1)
         correction1, correction2 = (1 - torch.pow(torch.full_like(number, beta), number) for beta in self.betas)
-        step = (
-            self._learning_rate
-            * (state["exp_avg"] / correction1)
-            / ((state["exp_avg_sq"] / correction2).sqrt() + self.eps)
-        )
-        shrink = self._learning_rate * decay
+        step = rate * (state["exp_avg"] / correction1) / ((state["exp_avg_sq"] / correction2).sqrt() + self.eps)
+        shrink = rate * decay
         before = (parameter + step) / (1 - shrink)
         happened = self.guard.finite * (state["step"] > 0)
         return -(step + shrink * before) * happened

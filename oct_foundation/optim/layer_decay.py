@@ -5,24 +5,13 @@ As BEiT (arXiv 2106.08254) and MAE fine-tune: the rate of a layer is that of the
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import nn
 
-from oct_foundation.optim.adamw import AdamW, ParameterGroup
-from oct_foundation.optim.clipping import GradientGuard
+from oct_foundation.optim.adamw import ParameterGroup
 from oct_foundation.optim.groups import parameter_groups
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-
-
-class ScaledGroup(ParameterGroup):
-    """Parameters that share their weight decay and what the learning rate is multiplied with."""
-
-    scale: float
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
@@ -42,39 +31,13 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
     return decay ** (depth + 1 - layer)
 
 
-def layer_groups(model: nn.Module, depth: int, decay: float) -> list[ScaledGroup]:
+def layer_groups(model: nn.Module, depth: int, decay: float) -> list[ParameterGroup]:
     """The groups of `parameter_groups`, each split by the scale of its parameters, small scales first."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: list[ScaledGroup] = []
+    found: list[ParameterGroup] = []
     for group in parameter_groups(model):
         by_scale: defaultdict[float, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             by_scale[layer_scale(names[id(parameter)], depth, decay)].append(parameter)
         found += [{"params": by_scale[s], "decay": group["decay"], "scale": s} for s in sorted(by_scale)]
     return found
-
-
-class LayerDecayAdamW(AdamW):
-    """AdamW whose learning rate is multiplied by each group's `scale`; one norm and one clip for all of them."""
-
-    def __init__(self, groups: Iterable[ScaledGroup], *, guard: GradientGuard, **settings: Any) -> None:
-        super().__init__(groups, guard=guard, **settings)
-        self._scales = {p: group["scale"] for group in self.param_groups for p in group["params"]}
-
-    def _update_fused(self, parameters: list[nn.Parameter], weight_decay: float) -> None:
-        with self._scaled_rate(parameters[0]):
-            super()._update_fused(parameters, weight_decay)
-
-    def _update_traced(self, parameters: list[nn.Parameter], weight_decay: float | torch.Tensor) -> None:
-        with self._scaled_rate(parameters[0]):
-            super()._update_traced(parameters, weight_decay)
-
-    @contextmanager
-    def _scaled_rate(self, parameter: nn.Parameter) -> Iterator[None]:
-        """While one group is updated, its own rate is the optimizer's."""
-        rate = self._learning_rate
-        self._learning_rate = rate * self._scales[parameter]
-        try:
-            yield
-        finally:
-            self._learning_rate = rate

@@ -1,7 +1,7 @@
 """What the network's outputs mean: a class each, or one number on the scale of the training label."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -58,7 +58,3 @@ class Outputs:
             frequencies = np.bincount(label.targets[train], minlength=len(self.classes)) / len(train)
             return np.tile(frequencies, (count, 1))
         return np.full(count, self.centre)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)

@@ -32,7 +32,7 @@ def save_model(trained: Trained, saved: SavedEncoder, settings: FineTuneSettings
     config: dict[str, Any] = {
         "model_type": FINETUNED_TYPE,
         "octfm": {"model": asdict(saved.config), "step": saved.step, "metrics": {}},
-        "label": trained.outputs.to_dict(),
+        "label": asdict(trained.outputs),
         "finetune": asdict(settings),
     }
     write_whole(folder / "model.safetensors", save(weights))

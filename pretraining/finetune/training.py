@@ -12,12 +12,12 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import nn
 
 from oct_foundation.models.head import FineTuned, build_head
 from oct_foundation.models.vjepa3d import PRESETS
+from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
-from oct_foundation.optim.layer_decay import LayerDecayAdamW, layer_groups
+from oct_foundation.optim.layer_decay import layer_groups
 from oct_foundation.optim.schedules import Schedule
 from oct_foundation.runtime.base import Runtime
 from pretraining.encoder_file import SavedEncoder
@@ -65,7 +65,7 @@ def fine_tune(
     targets = outputs.targets(data.label)
     guard = GradientGuard(settings.clip_norm, runtime.device)
     depth = PRESETS[saved.config.preset].depth
-    optimizer = LayerDecayAdamW(layer_groups(model, depth, settings.layer_decay), guard=guard)
+    optimizer = AdamW(layer_groups(model, depth, settings.layer_decay), guard=guard)
     schedule = _schedule(settings, len(train))
     losses, step = list[float](), 0
     for epoch in range(settings.epochs):
@@ -141,8 +141,3 @@ def _mirrored(volume: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _stack(volumes: list[np.ndarray]) -> torch.Tensor:
     """Volumes [D, H, W] -> uint8 [B, 1, D, H, W]."""
     return torch.from_numpy(np.stack(volumes)).unsqueeze(1)
-
-
-def parameters_of(model: nn.Module) -> int:
-    """How many are trained."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -16,6 +16,7 @@ _MEANINGS: dict[int, str] = {
     ExitCode.STORAGE: "storage failed",
     ExitCode.STOPPED: "stopped and saved",
     ExitCode.STOPPED_UNSAVED: "stopped, not saved",
+    ExitCode.NOT_LEARNING: "stopped, since the encoder has collapsed",
     ExitCode.REFUSED: "refused: permission, damaged checkpoints, or ranks that differ",
 }
 _FINE = (ExitCode.DONE, ExitCode.STOPPED)

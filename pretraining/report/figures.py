@@ -6,8 +6,9 @@ The sentences are for people who know OCT, not self-supervised learning. A figur
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from oct_foundation.diagnostics.readings import PREFIX
 from pretraining.report.curves import Axis, Curve, Points
-from pretraining.report.gather import DIAGNOSTIC, RunRecord
+from pretraining.report.gather import RunRecord
 
 # Of readings of one kind (makers, modules, labels) so many have a curve or a figure of their own.
 MAX_OF_A_KIND = 10
@@ -268,12 +269,12 @@ def _curves(run: RunRecord, wanted: Iterable[tuple[str, str]]) -> tuple[Curve, .
 
 def _with_foreground(run: RunRecord, wanted: Sequence[tuple[str, str]]) -> tuple[Curve, ...]:
     """Readings, and after them the same of the retina alone: most of a scan is background, which is easy."""
-    retina = [(f"{label}, retina only", f"{DIAGNOSTIC}foreground_{name}") for label, name in wanted]
-    return _curves(run, [*((label, DIAGNOSTIC + name) for label, name in wanted), *retina])
+    retina = [(f"{label}, retina only", f"{PREFIX}foreground_{name}") for label, name in wanted]
+    return _curves(run, [*((label, PREFIX + name) for label, name in wanted), *retina])
 
 
 def _family(run: RunRecord, prefix: str) -> tuple[Curve, ...]:
-    return _curves(run, [(name, DIAGNOSTIC + prefix + name) for name in _members(run, prefix)])
+    return _curves(run, [(name, PREFIX + prefix + name) for name in _members(run, prefix)])
 
 
 def _of_makers(run: RunRecord, prefix: str) -> tuple[Curve, ...]:

@@ -6,7 +6,7 @@ becomes a line of `notes`, never an error; only a folder that is no run is one. 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 
 from data_setup.index import PreparedSet
-from oct_foundation.diagnostics.findings import Reading
+from oct_foundation.diagnostics.readings import Reading, readings_of
 from oct_foundation.runtime.exits import ExitRecord, read_exits
 from oct_foundation.tracking.jsonl import read_rows
 from oct_foundation.tracking.redact import REDACTED, looks_secret, redact, redact_command
 from pretraining.run_folder import RunFolder
 
-DIAGNOSTIC = "diag/"
 _LOG_LINES, _LOG_BYTES = 25, 1 << 16  # of the end of train.log
 _PICTURES = re.compile(r"pictures-(\d+)\.npz")
 Row = Mapping[str, float]
@@ -97,16 +96,6 @@ def gather(path: Path) -> RunRecord:
         log_tail=_log_tail(folder.log),
         notes=notes,
     )
-
-
-def readings_of(rows: Sequence[Row]) -> list[Reading]:
-    """What `diag/...` says at each step, ascending; several rows of one step are one reading."""
-    values: dict[int, dict[str, float]] = {}
-    for row in rows:
-        found = {name.removeprefix(DIAGNOSTIC): value for name, value in row.items() if name.startswith(DIAGNOSTIC)}
-        if found:
-            values.setdefault(int(row["step"]), {}).update(found)
-    return [Reading(step=step, values=values[step]) for step in sorted(values)]
 
 
 def without_secrets(text: str) -> str:

@@ -1,5 +1,6 @@
 """V-JEPA3D: two aligned views of an OCT volume, fixed-count token masks, an EMA teacher (arXiv 2404.08471)."""
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -13,9 +14,12 @@ from data_setup.masking import MaskGenerator
 from data_setup.sampler import ShardedBatchSampler
 from data_setup.transforms import TrainingTransform, ValidationTransform
 from oct_foundation.batch import JEPABatch
+from oct_foundation.models.vjepa2_weights import start_from_vjepa2
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
 from pretraining.config import ConfigError, RunConfig
+
+log = logging.getLogger(__name__)
 
 
 class VJEPATask:
@@ -33,9 +37,16 @@ class VJEPATask:
         self.num_train_samples = len(self._train)
 
     def build_model(self) -> nn.Module:
-        """Student and teacher, equal on all ranks by the seed."""
+        """Student and teacher, equal on all ranks by the seed; raises ConfigError for weights that do not fit."""
         torch.manual_seed(self.config.seed)
-        return VJEPA3D(self.config.model)
+        model = VJEPA3D(self.config.model)
+        if (source := self.config.init_from) is not None:
+            try:
+                at_random = start_from_vjepa2(model, source)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"init_from={source}: {error}") from None
+            log.info("started from %s%s", source, ", but for the predictor" if at_random else "")
+        return model
 
     def loss(self, model: nn.Module, batch: JEPABatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The latent prediction loss."""

@@ -5,8 +5,9 @@ import torch
 
 from oct_foundation.models.head import FineTuned, LinearHead
 from oct_foundation.models.vjepa3d import VJEPA3D, VJEPA3DConfig
+from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
-from oct_foundation.optim.layer_decay import LayerDecayAdamW, layer_groups, layer_scale
+from oct_foundation.optim.layer_decay import layer_groups, layer_scale
 
 DEPTH = 4
 
@@ -52,7 +53,7 @@ def test_groups_hold_every_parameter_once_under_its_own_scale():
 def test_updates_are_those_of_torchs_adamw_with_a_rate_per_group():
     ours, plain = model(), model()
     settings = {"betas": (0.9, 0.999), "eps": 1e-3}  # keys' biases have no gradient but rounding, which Adam blows up
-    optimizer = LayerDecayAdamW(layer_groups(ours, DEPTH, 0.5), guard=GradientGuard(None), **settings)
+    optimizer = AdamW(layer_groups(ours, DEPTH, 0.5), guard=GradientGuard(None), **settings)
     oracle = torch.optim.AdamW(
         [
             {"params": group["params"], "lr": 1e-2 * group["scale"], "weight_decay": 0.1 if group["decay"] else 0.0}
@@ -73,7 +74,7 @@ def test_updates_are_those_of_torchs_adamw_with_a_rate_per_group():
 
 def test_the_norm_and_the_clip_are_over_all_groups():
     network, guard = model(), GradientGuard(1e-3)
-    optimizer = LayerDecayAdamW(layer_groups(network, DEPTH, 0.5), guard=guard)
+    optimizer = AdamW(layer_groups(network, DEPTH, 0.5), guard=guard)
     network(torch.randn(1, 1, 8, 32, 32)).sum().backward()
     gradients = [p.grad.clone() for p in network.parameters()]
     optimizer.set_scalars(1e-3, 0.0)

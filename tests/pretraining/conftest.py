@@ -52,12 +52,17 @@ def save_run() -> SaveRun:
     return save
 
 
+def level_of(number: int) -> int:
+    """The brightness of a scan, 0 to 11; that of a patient's other eye is far from it."""
+    return 5 * number % NUM_SCANS
+
+
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve scans of six patients, each brighter than the one before, and one file that is no scan."""
+    """Twelve scans of six patients, each of another brightness, and one file that is no scan."""
     folder = tmp_path_factory.mktemp("scans")
     for number in range(NUM_SCANS):
-        voxels = np.random.default_rng(number).integers(0, 60, SIZE, dtype=np.uint8) + np.uint8(12 * number)
+        voxels = np.random.default_rng(number).integers(0, 60, SIZE, dtype=np.uint8) + np.uint8(12 * level_of(number))
         opt_dataset(voxels, f"P{number // 2}").save_as(folder / f"scan{number:02d}.dcm", enforce_file_format=True)
     (folder / "notes.txt").write_text("not a scan")
     return folder
@@ -67,20 +72,22 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared_scans(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scans as a prepared set of the size that the runs take."""
     folder = tmp_path_factory.mktemp("prepared-scans")
+    (folder / ".source_key").write_bytes(bytes(32))  # the same ids, and so the same order, in every session
     prepare(DirectorySource(scans), folder, PrepareSettings(image_size=SIZE, val_fraction=0.34), num_workers=1)
     return folder
 
 
 @pytest.fixture(scope="session")
 def scan_labels(prepared_scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSV: id, patient, brightness (a value), bright (a class), eye (a class that nothing shows)."""
+    """A CSV: id, patient, brightness (a value), bright (a class), clinic (a class that goes by patient)."""
     path = tmp_path_factory.mktemp("labels") / "labels.csv"
     key = read_key(prepared_scans)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "patient", "brightness", "bright", "eye"])
+        writer.writerow(["id", "patient", "brightness", "bright", "clinic"])
         for number in range(NUM_SCANS):
             volume = keyed_id(key, f"scan{number:02d}.dcm")
-            bright = "yes" if number >= NUM_SCANS // 2 else "no"
-            writer.writerow([volume, f"P{number // 2}", 12.5 * number + 3, bright, "RL"[number % 2]])
+            level, patient = level_of(number), number // 2
+            bright, clinic = "yes" if level >= NUM_SCANS // 2 else "no", "east" if patient < 3 else "west"
+            writer.writerow([volume, f"P{patient}", 12.5 * level + 3, bright, clinic])
     return path

@@ -56,7 +56,7 @@ def test_the_table_holds_what_the_encoder_says_of_each_volume(run, prepared_scan
     )
     printed = capsys.readouterr().out
     assert "12 volumes, 96 numbers each, step 5" in printed
-    assert "1 files" in printed
+    assert "1 of 13 files are no usable volumes" in printed
     table = parquet.read_table(out)
     prepared, saved = PreparedSet.load(prepared_scans), load_encoder(str(run))
     rows = prepared.accepted()

@@ -1,0 +1,170 @@
+"""DATA and LABELS of `octfm probe` -> volumes, a column for each label, and the patient of each volume.
+
+Labels come from a table, from the scans' headers (maker, device, side), or from phantoms, whose anatomy is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_setup.index import DATASET_NAME, IndexRow
+from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark
+from data_setup.sources import is_gcs
+from oct_foundation.diagnostics.labels import LabelKind
+from pretraining.embedding import IndexedVolumes, VolumesWithRows, open_volumes
+from pretraining.encoder_file import SavedEncoder
+from pretraining.label_table import patients_in_files, read_labels
+from pretraining.source_section import SourceSection, guess_source
+
+PHANTOMS = "phantoms"
+HEADER_LABELS = ("laterality", "vendor", "model", "protocol", "region")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """M volumes, columns [M] of labels by name, groups [M]: their patients; notes: what a reader should know.
+
+    kinds: what a label is, where that is known. asked: labels that the caller has named; one that cannot be judged is
+    an error, others are left out.
+    """
+
+    volumes: VolumesWithRows
+    labels: Mapping[str, Sequence[Any]]
+    groups: list[str]
+    notes: list[str] = field(default_factory=list)
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+
+    def only(self, ids: Sequence[str]) -> "ProbeData":
+        """The volumes `ids`, in this order: those that could be read."""
+        place = {row.id: index for index, row in enumerate(self.volumes.rows)}
+        kept = [place[volume_id] for volume_id in ids]
+        labels = {name: [column[index] for index in kept] for name, column in self.labels.items()}
+        volumes = _Chosen(self.volumes, kept)
+        return replace(self, volumes=volumes, labels=labels, groups=[self.groups[index] for index in kept])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelChoice:
+    """What --labels, --id-column, --patient-column and --label say."""
+
+    table: str | None = None
+    id_column: str | None = None
+    patient_column: str | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.table is None and (self.id_column or self.patient_column):
+            raise ValueError("--id-column and --patient-column name columns of a table; give it with --labels")
+
+
+def phantom_data(saved: SavedEncoder, choice: LabelChoice, num_volumes: int | None) -> ProbeData:
+    """The phantom benchmark at the size that the encoder takes; every eye is another person's."""
+    if choice.table is not None:
+        raise ValueError(f"--data {PHANTOMS} brings its own labels; leave --labels out")
+    sizes = {"image_size": saved.config.image_size, "patch_size": saved.config.patch_size}
+    more = {} if num_volumes is None else {"num_volumes": num_volumes}
+    benchmark = PhantomBenchmark(BenchmarkSettings(**sizes, **more))  # type: ignore[arg-type]
+    columns = {name: column.tolist() for name, column in benchmark.labels.items()}
+    kinds = {name: _kind(column) for name, column in benchmark.labels.items()}  # few counts of drusen are no classes
+    return ProbeData(
+        volumes=_Phantoms(benchmark),
+        labels=_chosen(columns, choice.names),
+        groups=benchmark.ids,
+        kinds=kinds,
+        asked=choice.names,
+    )
+
+
+def _kind(column: np.ndarray) -> LabelKind:
+    return "values" if column.dtype.kind == "f" else "classes"
+
+
+def scan_data(saved: SavedEncoder, data: str, choice: LabelChoice, *, split: Any, work: Path | None) -> ProbeData:
+    """A prepared set or scans, at the size that the encoder takes. Raises ValueError, StopPreparing."""
+    volumes = open_volumes(data, saved.config.image_size, work=work, split=split, run_config=saved.run_config)
+    ids = [row.id for row in volumes.rows]
+    labels: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in volumes.rows] for name in HEADER_LABELS}
+    if choice.table is None:
+        groups, notes = _groups_of_files(volumes, ids)
+        return ProbeData(
+            volumes=volumes, labels=_chosen(labels, choice.names), groups=groups, notes=notes, asked=choice.names
+        )
+    table = read_labels(choice.table, volumes.prepared, ids, _source_paths(data, volumes), choice.id_column)
+    if choice.patient_column is None:
+        groups, notes = _groups_of_files(volumes, ids)
+    else:
+        groups, notes = _groups_of_column(table.columns, choice, ids)
+    left = {table.id_column, (choice.patient_column or table.id_column).lower()}
+    own = {name: column for name, column in table.columns.items() if name not in left}
+    wanted = _chosen(labels | own, choice.names) if choice.names else own
+    return ProbeData(volumes=volumes, labels=wanted, groups=groups, notes=[*table.notes, *notes], asked=choice.names)
+
+
+def _chosen(labels: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Mapping[str, Sequence[Any]]:
+    """The named ones, all without a name; raises ValueError for a name that there is not."""
+    if unknown := [name for name in names if name.lower() not in labels]:
+        raise ValueError(f"there is no label {', '.join(unknown)}; there are: {', '.join(labels)}")
+    return {name.lower(): labels[name.lower()] for name in names} if names else labels
+
+
+def _groups_of_files(volumes: IndexedVolumes, ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    groups = patients_in_files(volumes.prepared, ids)
+    nameless = sum(group == volume_id.partition("-")[0] for group, volume_id in zip(groups, ids, strict=True))
+    note = (
+        f"{nameless} of {len(ids)} volumes name no patient and count as a person each: where people have several, "
+        "scores are too good; --patient-column mends it"
+    )
+    return groups, [note] if nameless else []
+
+
+def _groups_of_column(
+    columns: dict[str, list[str]], choice: LabelChoice, ids: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """A volume without a patient counts as a person of its own, and is told of."""
+    assert choice.patient_column is not None
+    found = columns.get(choice.patient_column.lower())
+    if found is None:
+        raise ValueError(f"{choice.table} has no column {choice.patient_column}; there are: {', '.join(columns)}")
+    empty = sum(not cell for cell in found)
+    notes = [f"{empty} of {len(ids)} volumes have no {choice.patient_column} and count as a person each"]
+    return [cell or volume_id for cell, volume_id in zip(found, ids, strict=True)], notes if empty else []
+
+
+def _source_paths(data: str, volumes: IndexedVolumes) -> list[str]:
+    """Paths below the source where DATA is the scans themselves; none for a prepared set."""
+    if is_gcs(data) or (Path(data) / DATASET_NAME).is_file():
+        return []
+    source = SourceSection(source=guess_source(data), root=data).open(volumes.prepared.folder)
+    return [file.key for file in source.files()]
+
+
+class _Phantoms:
+    """Phantoms are made when asked for; several passes are cheaper from memory, 150 kB each."""
+
+    def __init__(self, benchmark: PhantomBenchmark) -> None:
+        self._volumes = [benchmark[number] for number in range(len(benchmark))]
+        self.rows = [IndexRow(id=name, status="accepted") for name in benchmark.ids]
+
+    def __len__(self) -> int:
+        return len(self._volumes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._volumes[index]
+
+
+class _Chosen:
+    """Some of the volumes."""
+
+    def __init__(self, volumes: VolumesWithRows, kept: Sequence[int]) -> None:
+        self._volumes, self._kept = volumes, kept
+        self.rows = [volumes.rows[index] for index in kept]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._volumes[self._kept[index]]
