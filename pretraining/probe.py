@@ -20,7 +20,7 @@ from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeRow, ProbeSettings, probe
 from oct_foundation.diagnostics.voxel_controls import voxel_controls
 from pretraining.command_line import add_device, positive, progress_bar, with_exit_code
-from pretraining.probe_output import ENCODER, print_table, write_json
+from pretraining.probe_output import ENCODER, WIDE, print_table, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
         log.warning("%s", note)
     features, data = _contestants(saved, data, settings, arguments)
     rows = _probe_labels(features, data, settings)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(f"{saved.source}, step {saved.step}, on {arguments.data}", highlight=False, markup=False)
     print_table(rows, console)
     about = {"source": saved.source, "step": saved.step, "data": arguments.data}

@@ -23,22 +23,23 @@ from oct_foundation.diagnostics.probes import CONTROLS, MEAN_PREDICTOR, ProbeRow
 from pretraining.run_folder import write_atomic
 
 ENCODER = "encoder"
-_NO_BREAK, _WIDE = "\u00a0", 160
+WIDE = 160  # columns that the table needs; narrower ones fold its cells
 _LEGEND = (
-    "(volumes of people). * the whole 95 % interval lies above those of random_init and pca. Who knows nothing has R2 0, "
-    "AUROC 0.5."
+    "(volumes of people). * the whole 95 % interval lies above those of random_init and pca. Who knows nothing has "
+    "R2 0, AUROC 0.5."
 )
 _SHOWN_METRICS = {"r2": "R2", "auroc": "AUROC"}
 
 
 def print_table(rows: Sequence[ProbeRow], console: Console) -> None:
     """A line per label and probe: score [low, high] of the encoder and of its controls, as R2 or AUROC; below it what
-    the marks mean. In a narrow terminal intervals have lines of their own.
+    the marks mean. In a narrow terminal cells take several lines.
     """
-    width = console.width if console.is_terminal else _WIDE
     controls = [name for name in CONTROLS if name != MEAN_PREDICTOR and any(row.contestant == name for row in rows)]
-    table = Table("label", "probe", ENCODER, *controls, box=SIMPLE, padding=(0, 1, 0, 0))
-    between = " " if width >= _WIDE else "\n"
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("label", "probe", ENCODER, *controls):
+        table.add_column(name, overflow="fold")
+    between = " " if console.width >= WIDE else "\n"
     for row in rows:
         if row.contestant != ENCODER or row.metric not in _SHOWN_METRICS:
             continue
@@ -50,7 +51,7 @@ def print_table(rows: Sequence[ProbeRow], console: Console) -> None:
                 escape, (f"{row.label}{between}({people})", f"{row.probe}{between}{_SHOWN_METRICS[row.metric]}", *cells)
             )
         )
-    console.print(table, width=width)
+    console.print(table)
     console.print(_LEGEND, highlight=False, markup=False)
 
 
@@ -71,7 +72,7 @@ def _rival(rows: Sequence[ProbeRow], row: ProbeRow, control: str) -> ProbeRow | 
 def _cell(row: ProbeRow, beside: ProbeRow, between: str) -> str:
     mark = " *" if row.beats_controls else ""
     other = f"{between}({row.probe})" if row.probe != beside.probe else ""
-    return f"{row.score:.2f}{mark}{between}[{row.low:.2f},{_NO_BREAK}{row.high:.2f}]{other}"
+    return f"{row.score:.2f}{mark}{between}[{row.low:.2f}, {row.high:.2f}]{other}"
 
 
 def _without_nan(value: Any) -> Any:

@@ -65,7 +65,8 @@ def train(prepared_cache: Path) -> Train:
         module = "tests.integration.faulty_train" if fault else "pretraining.train"
         command = [
             sys.executable, "-m", module, str(SMOKE), "--device", device, f"output_dir={folder}",
-            f"data.cache_dir={prepared_cache}", "wandb.mode=disabled", "train.precision=fp32", *overrides,
+            f"data.cache_dir={prepared_cache}", "wandb.mode=disabled", "train.precision=fp32",
+            "diagnostics.enabled=false", *overrides,
         ]  # fmt: skip
         # The tests compile more than they compute: without XLA's optimisations a run is a third shorter.
         fast_compile = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}

@@ -9,16 +9,17 @@ from tests.integration.conftest import assert_states_equal
 
 STEPS = 6
 SHORT = (f"train.max_steps={STEPS}", "train.val_every_steps=3", "checkpoint.every_steps=3")
+WATCHED = ("diagnostics.enabled=true", "diagnostics.every_steps=3")
 
 
 @pytest.fixture(scope="module")
 def cpu_run(train, tmp_path_factory):
-    return train(tmp_path_factory.mktemp("cpu"), *SHORT)
+    return train(tmp_path_factory.mktemp("cpu"), *SHORT, *WATCHED)
 
 
 @pytest.fixture(scope="module")
 def xla_run(train, tmp_path_factory):
-    return train(tmp_path_factory.mktemp("xla"), *SHORT, device="xla")
+    return train(tmp_path_factory.mktemp("xla"), *SHORT, *WATCHED, device="xla")
 
 
 def close(found: dict[int, float], expected: dict[int, float], relative: float) -> None:
@@ -41,6 +42,24 @@ def test_xla_and_cpu_learn_the_same_in_fp32(cpu_run, xla_run):
     close(xla_run.curve("train/loss"), cpu_run.curve("train/loss"), 1e-4)
     close(xla_run.curve("val/loss"), cpu_run.curve("val/loss"), 1e-4)
     close(xla_run.curve("train/grad_norm"), cpu_run.curve("train/grad_norm"), 1e-3)
+
+
+def test_a_run_is_looked_at_before_on_the_way_and_at_the_end_and_devices_see_the_same(cpu_run, xla_run):
+    names = {name for row in cpu_run.rows for name in row if name.startswith("diag/")}
+    assert {"diag/pos_ratio", "diag/pooled_std", "diag/ema_gap/blocks", "diag/grad_norm/topcon"} <= names
+    for name in sorted(names - {"diag/clipped_share"}):
+        steps = list(cpu_run.curve(name))
+        assert steps == ([3, 6] if name.startswith("diag/input_") else [0, 3, 6]), name
+        found, expected = xla_run.curve(name), cpu_run.curve(name)
+        assert list(found) == steps, name
+        # A maximum entropy rank of two volumes, and differences of nearly equal weights, are rounding for the most part.
+        for step in steps:
+            assert found[step] == pytest.approx(expected[step], rel=2e-3, abs=2e-4), (name, step)
+    assert cpu_run.curve("diag/loss")[6] == pytest.approx(cpu_run.curve("val/loss")[6], rel=1e-5)
+    assert cpu_run.summary["verdict"] == "CANNOT TELL"  # two held-out volumes, six steps
+    assert [path.name for path in sorted((cpu_run.folder / "diagnostics").iterdir())] == [
+        "pictures-0.npz", "pictures-3.npz", "pictures-6.npz"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

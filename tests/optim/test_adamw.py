@@ -28,8 +28,8 @@ def ours(model: nn.Module, max_norm: float | None = None) -> AdamW:
 class Traced(AdamW):
     """The formulas that XLA traces, run on the CPU."""
 
-    def _update_fused(self, parameters, weight_decay):
-        self._update_traced(parameters, weight_decay)
+    def _update_fused(self, parameters, rate, weight_decay):
+        self._update_traced(parameters, rate, weight_decay)
 
 
 @pytest.mark.parametrize("kind", [AdamW, Traced])
