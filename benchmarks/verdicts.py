@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -159,16 +159,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_benchmark(folder / "train", settings, num_train=NUM_TRAIN, num_val=NUM_VAL)
         with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
             jobs = [pool.submit(run_one, recipe, folder, arguments.steps) for recipe in chosen]
-            for job in jobs:
+            for job in as_completed(jobs):
                 found.append(job.result())
                 print(line(found[-1]), flush=True)
+                if arguments.json:
+                    write(arguments.json, found, arguments.set, arguments.steps)
     right = sum(one.right for one in found)
     false_alarms = [one.name for one in found if one.verdict == "COLLAPSED" and one.learned]
     print(f"{right} of {len(found)} verdicts right; called collapsed though they learned: {false_alarms or 'none'}")
-    if arguments.json:
-        facts = {"machine": machine_facts(), "versions": versions(), "steps": arguments.steps, "set": arguments.set}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**facts, "runs": [asdict(one) for one in found]}, indent=1) + "\n")
+
+
+def write(path: Path, found: Sequence[Judged], which: str, steps: int) -> None:
+    """All runs so far, with the machine."""
+    facts = {"machine": machine_facts(), "versions": versions(), "steps": steps, "set": which}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "runs": [asdict(one) for one in found]}, indent=1) + "\n")
 
 
 def line(one: Judged) -> str:

@@ -20,6 +20,7 @@ from data_setup.phantom import labels_file
 from oct_foundation.batch import JEPABatch
 from oct_foundation.diagnostics.collapse import domain_slug, measure
 from oct_foundation.diagnostics.findings import Finding, Reading
+from oct_foundation.diagnostics.labels import LabelKind
 from oct_foundation.diagnostics.quick_probe import quick_probe
 from oct_foundation.diagnostics.readings import PREFIX, readings_of
 from oct_foundation.diagnostics.verdicts import Judgement, judge
@@ -39,16 +40,21 @@ from pretraining.state import TrainState
 # about as much as a training step of that volume (docs/performance.md). Readings may take this share of the time.
 MAX_SHARE = 0.02
 PHANTOMS = "phantoms"
+MIN_VOLUMES = 16  # for a probe without labels
+COUNTS: dict[str, LabelKind] = {"drusen_count": "values"}  # of phantoms: few different numbers, and no classes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLabels:
-    """Labels of held-out volumes for probes during training: by name, [M], with gaps; `groups`: the patients."""
+    """Labels of held-out volumes for probes during training: by name, [M], with gaps; groups: the patients;
+    kinds: what a label is, where the rule of read_label is wrong.
+    """
 
     columns: Mapping[str, Sequence[object]]
     groups: np.ndarray
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -104,7 +110,9 @@ class Diagnostics:
             kind = model.config.loss
             values |= measure(observation, lambda prediction, target: latent_loss(prediction, target, kind))
             values |= {name: scalars[name] for name in ("learning_rate", "ema_momentum")}
-            values |= self._clipped() | self._probed(observation.pooled.numpy())
+            values |= (
+                self._clipped() | self._legible(observation.pooled.numpy()) | self._probed(observation.pooled.numpy())
+            )
             write_pictures(self.pictures, state.step, self.held_out, layer)
             reading = Reading(step=state.step, values=values)
             self.readings = [other for other in self.readings if other.step != state.step] + [reading]
@@ -123,11 +131,22 @@ class Diagnostics:
             return {}
         return {"clipped_share": sum(norm > self.clip_norm for norm in norms) / len(norms)}
 
+    def _legible(self, pooled: np.ndarray) -> dict[str, float]:
+        """`scan_r2`: how much of what tells scans apart can be read off their features, mean R2 over the components.
+
+        A probe without labels, and without a look at the predictor: random features have some of it, dead ones little.
+        """
+        if len(pooled) < MIN_VOLUMES or len(pooled) != self.held_out.num_volumes:
+            return {}
+        columns = {str(number): column for number, column in enumerate(self.held_out.components.T)}
+        scores = quick_probe(pooled, columns, self.held_out.ids, dict.fromkeys(columns, "values"))
+        return {"scan_r2": float(np.mean(list(scores.values())))}
+
     def _probed(self, pooled: np.ndarray) -> dict[str, float]:
         """`probe/<label>` now, and `probe_init/<label>` as it was at the start, with the encoder at random."""
         if self.labels is None:
             return {}
-        scores = quick_probe(pooled, self.labels.columns, self.labels.groups)
+        scores = quick_probe(pooled, self.labels.columns, self.labels.groups, self.labels.kinds)
         scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         first = self.readings[0].values if self.readings else {}
         start = {name: first.get(f"probe_init/{name}", score) for name, score in scores.items()}
@@ -197,13 +216,13 @@ def _labels(config: RunConfig, prepared: PreparedSet, held_out: HeldOut, folder:
     if not usable:
         raise ConfigError(f"diagnostics.labels={wanted}: no column has two values among {len(groups)} held-out volumes")
     log.info("probes during training: %s", ", ".join(usable))
-    return ProbeLabels(columns=usable, groups=groups)
+    return ProbeLabels(columns=usable, groups=groups, kinds=COUNTS)
 
 
 def _can_be_probed(name: str, column: Sequence[object], groups: np.ndarray) -> bool:
     """Whether a column says different things of enough patients; one that does not is left out, with a log line."""
     try:
-        quick_probe(np.zeros((len(groups), 1)), {name: column}, groups)
+        quick_probe(np.zeros((len(groups), 1)), {name: column}, groups, COUNTS)
     except ValueError as error:
         log.info("%s", error)
         return False

@@ -18,6 +18,7 @@ from data_setup.randomness import Purpose, sample_rng
 
 MAX_POSITIONS = 64  # where tokens are compared between volumes: all M x N x E of large volumes are gigabytes
 NUM_VIEWS = 8  # masked views of a volume, the q of LiDAR (arXiv 2312.04000)
+NUM_COMPONENTS = 8
 _VOLUMES_FOR_THRESHOLD = 8
 
 
@@ -82,6 +83,13 @@ class HeldOut:
         """Grey level between background and tissue: Otsu's, over patch means of a few volumes."""
         few = range(min(_VOLUMES_FOR_THRESHOLD, self.num_volumes))
         return otsu(np.concatenate([self._patch_means(number) for number in few]))
+
+    @cached_property
+    def components(self) -> np.ndarray:
+        """Float [M, K]: in what the volumes differ most, the main components of their patch means."""
+        means = np.stack([self._patch_means(number) for number in range(self.num_volumes)])
+        left, sizes, _ = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
+        return (left * sizes)[:, :NUM_COMPONENTS]
 
     def foreground(self, number: int) -> np.ndarray:
         """Bool [N]: which patches of a volume are tissue."""

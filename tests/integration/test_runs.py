@@ -52,7 +52,7 @@ def test_a_run_is_looked_at_before_on_the_way_and_at_the_end_and_devices_see_the
         assert steps == ([3, 6] if name.startswith("diag/input_") else [0, 3, 6]), name
         found, expected = xla_run.curve(name), cpu_run.curve(name)
         assert list(found) == steps, name
-        # A maximum entropy rank of two volumes, and differences of nearly equal weights, are rounding for the most part.
+        # Ranks of two volumes, and differences of nearly equal weights, are rounding for the most part.
         for step in steps:
             assert found[step] == pytest.approx(expected[step], rel=2e-3, abs=2e-4), (name, step)
     assert cpu_run.curve("diag/loss")[6] == pytest.approx(cpu_run.curve("val/loss")[6], rel=1e-5)
