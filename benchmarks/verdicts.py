@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.recipes import Breakage, Outcome, Recipe, run_recipe
+from benchmarks.recipes import MILD, Breakage, Outcome, Recipe, run_recipe
 from benchmarks.report import machine_facts, versions
 from data_setup.index import PreparedSet
 from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark, write_benchmark
@@ -123,7 +123,7 @@ def run_one(recipe: Recipe, folder: Path, steps: int) -> Judged:
 
 def probe_outcome(outcome: Outcome) -> list[ProbeRow]:
     """Linear probes of the teacher at the end and at the start, on other eyes: a row per label."""
-    benchmark = PhantomBenchmark(BenchmarkSettings(num_volumes=NUM_JUDGED, image_size=SIZE))
+    benchmark = PhantomBenchmark(BenchmarkSettings(num_volumes=NUM_JUDGED, image_size=SIZE, ranges=MILD))
     volumes = torch.from_numpy(np.stack([benchmark[number] for number in range(len(benchmark))]))[:, None]
     features = {name: Contestant(pooled=pooled(network, volumes)) for name, network in _networks(outcome).items()}
     labels = {name: benchmark.labels[name] for name in LABELS}
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: list[Judged] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, image_size=SIZE, seed=1)
+        settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, image_size=SIZE, seed=1, ranges=MILD)
         write_benchmark(folder / "train", settings, num_train=NUM_TRAIN, num_val=NUM_VAL)
         with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
             jobs = [pool.submit(run_one, recipe, folder, arguments.steps) for recipe in chosen]

@@ -41,8 +41,9 @@ RANGES = AnatomyRanges(
     fluid=((-1.5, -1.5, 0.5, 0.07), (1.5, 1.5, 1.2, 0.16)),
     num_vessels=(1, 10),
     vessels=((-2.6, -0.5, -0.15, 0.08), (2.6, 0.5, 0.15, 0.2)),
-    depth_mm=(0.9, 1.3),
-    nasal=0.8,
+    tilt=(0.08, 0.12),
+    depth_mm=(0.75, 1.45),
+    nasal=0.4,
 )
 LABELS_NAME = "labels.csv"
 FLUID_SHARE = 0.05  # of a patch's voxels, from which it counts as one with fluid
@@ -62,12 +63,17 @@ SCANNERS = (Scanner("maker A", 1.0, 0.0, 0.0), Scanner("maker B", 0.93, 0.45, 4.
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """`num_volumes` eyes at image_size [D, H, W], cut into patches; another seed gives other eyes."""
+    """`num_volumes` eyes at image_size [D, H, W], cut into patches; another seed gives other eyes.
+
+    ranges: as they stand, 96 principal components of the voxels answer nearly nothing: R2 of .12 on thickness, at most
+    .13 on any other value, AUROC of .59 on the side (300 eyes, ridge). With depths of .9 to 1.3 mm it was .43 and .94.
+    """
 
     num_volumes: int = 480
     image_size: tuple[int, int, int] = (16, 96, 96)
     patch_size: tuple[int, int, int] = (4, 16, 16)
     seed: int = 2026
+    ranges: AnatomyRanges = RANGES
 
     def __post_init__(self) -> None:
         if self.num_volumes < 1:
@@ -106,7 +112,7 @@ class PhantomBenchmark:
 
     def anatomy(self, number: int) -> Anatomy:
         """The truth about an eye."""
-        return random_anatomy(sample_rng(self.settings.seed, 3, number, Purpose.PHANTOM), RANGES)
+        return random_anatomy(sample_rng(self.settings.seed, 3, number, Purpose.PHANTOM), self.settings.ranges)
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:

@@ -39,7 +39,8 @@ class Label:
 def read_label(name: str, column: Sequence[Any] | np.ndarray, kind: LabelKind | None = None) -> Label:
     """The label in a column of M numbers or texts; None, "" and NaN are missing.
 
-    Numbers with more than 10 distinct values are values, everything else classes, unless `kind` says which. Raises
+    Numbers with more than 10 distinct values are values, and fewer with fractions that hardly repeat; everything else
+    is classes, unless `kind` says which. Raises
     ValueError where nothing is known, all is alike, a value is infinite, or values are asked for and texts found.
     """
     cells = [_cell(value) for value in np.asarray(column).tolist()]
@@ -49,7 +50,7 @@ def read_label(name: str, column: Sequence[Any] | np.ndarray, kind: LabelKind | 
         what = f"only {found[0]!r}" if found else "no value"
         raise ValueError(f"label {name}: {what} in {len(cells)} volumes; a probe needs at least two different values")
     numbers = _as_numbers(name, found)
-    kind = kind or ("values" if numbers is not None and len(np.unique(numbers)) > _MOST_CLASSES else "classes")
+    kind = kind or ("values" if numbers is not None and _are_values(numbers) else "classes")
     if kind == "values":
         if numbers is None:
             text = next(cell for cell in found if _number(cell) is None)
@@ -61,6 +62,13 @@ def read_label(name: str, column: Sequence[Any] | np.ndarray, kind: LabelKind | 
     levels, codes = np.unique(numbers, return_inverse=True)
     names = tuple(f"{level:g}" for level in levels)
     return Label(name=name, kind="classes", known=known, targets=codes, classes=names)
+
+
+def _are_values(numbers: np.ndarray) -> bool:
+    """Whether numbers measure something, and name no classes: many different ones, or fractions that hardly repeat."""
+    num_distinct = len(np.unique(numbers))
+    fractions = bool(np.any(numbers != np.round(numbers)))
+    return num_distinct > _MOST_CLASSES or (fractions and num_distinct > len(numbers) / 2)
 
 
 def _cell(value: Any) -> float | str | None:

@@ -171,6 +171,7 @@ def test_controls_without_tokens_meet_the_attentive_probe_with_their_linear_one(
         (np.arange(11), None, "values"),
         (np.arange(11) % 10, None, "classes"),
         (["0.5", "1", ""] * 4, None, "classes"),
+        ([212.5, 301.25, 250.0], None, "values"),
         (["R", "L", None], None, "classes"),
         ([True, False, True], None, "classes"),
         ([1, 2, 3], "values", "values"),
@@ -182,10 +183,10 @@ def test_a_label_is_values_or_classes(column, kind, found):
 
 
 def test_classes_that_are_numbers_keep_their_order():
-    label = read_label("grade", ["10", "2", "2", "", "0.5"])
+    label = read_label("grade", ["10", "2", "2", "", "0.5", "10", "0.5"])
     assert label.classes == ("0.5", "2", "10")
-    assert label.targets.tolist() == [2, 1, 1, 0]
-    assert label.known.tolist() == [True, True, True, False, True]
+    assert label.targets.tolist() == [2, 1, 1, 0, 2, 0]
+    assert label.known.tolist() == [True, True, True, False, True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 At the start of the update after STEP: crash raises, hang never comes back, kill is SIGKILL to the rank itself, term is
 SIGTERM to the launcher. nan: from that update on the loss is not a number. vanish: the folder of checkpoints is gone.
 fill: once a checkpoint is durable, the file FILL takes all that is free on its disk; it is gone FREE_AFTER updates
-later, where that is set.
+later, where that is set. shrink: from that update on features say next to nothing.
 """
 
 import os
@@ -12,6 +12,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 import pretraining.loop
 import pretraining.tasks.vjepa
@@ -56,7 +58,17 @@ def step(*args, **kwargs):
     if kind == "fill" and "FREE_AFTER" in os.environ and updates == int(number) + int(os.environ["FREE_AFTER"]):
         os.unlink(os.environ["FILL"])
     updates += 1
-    return healthy_step(*args, **kwargs)
+    metrics = healthy_step(*args, **kwargs)
+    if kind == "shrink" and updates > int(number):
+        shrink(args[1])
+    return metrics
+
+
+def shrink(model):
+    """Features of all scans become nearly one vector."""
+    with torch.no_grad():
+        for encoder in (model.context_encoder, model.target_encoder):
+            encoder.norm.weight.fill_(1e-3)
 
 
 def loss(self, model, batch):
