@@ -84,6 +84,7 @@ class SupervisedTask(VJEPATask):
         self._targets = torch.from_numpy(targets)
         # A batch carries no ids: a volume is recognised by the sum of its grey levels, which mirroring leaves alone.
         self._number_of = {int(volumes[n].sum(dtype=np.int64)): n for n in range(len(volumes))}
+        assert len(self._number_of) == len(volumes), "two volumes have the same sum"
 
     def build_model(self) -> nn.Module:
         """Equal to V-JEPA's student at the start."""

@@ -22,8 +22,8 @@ from oct_foundation.models.encoder import gather_tokens
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
 from oct_foundation.runtime.native import NativeRuntime
+from pretraining.assemble_diagnostics import build_diagnostics
 from pretraining.config import RunConfig, load_config
-from pretraining.diagnose import build_diagnostics
 from pretraining.run_folder import RunFolder
 from pretraining.state import TrainState
 from pretraining.tasks.vjepa import VJEPATask

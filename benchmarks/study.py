@@ -57,7 +57,8 @@ def configuration(condition: str, seed: int, steps: int, root: Path) -> RunConfi
         "data.max_samples=null", "batch.global_batch_size=16", "batch.per_core_batch_size=16", "optim.base_lr=1e-3",
         "optim.schedule=cosine", "optim.final_lr=1e-5", "optim.warmup_steps=100", "optim.ema_momentum=0.996",
         "optim.final_ema_momentum=1.0", "train.epochs=100000", f"train.max_steps={steps}", "train.precision=fp32",
-        "data.views.affine_prob=0", "data.views.intensity_prob=0", "data.views.noise_prob=0", "data.views.blur_prob=0",
+        "data.views.flip_prob=0", "data.views.affine_prob=0", "data.views.intensity_prob=0", "data.views.noise_prob=0",
+        "data.views.blur_prob=0",
         f"seed={seed}", *CONDITIONS[condition],
     ]  # fmt: skip
     return load_config(SMOKE, settings)

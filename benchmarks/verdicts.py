@@ -2,7 +2,8 @@
 
 Short CPU runs, healthy ones and ones broken in ten ways. What a run truly came to is said by probes of its teacher
 against the same network at random, on eyes that it never saw; the verdict sees the readings only, and no label.
-Thresholds were fitted on the runs of `--set fit`, and are judged on those of `--set judged`.
+Thresholds were fitted on the runs of `--set fit`, and are judged on those of `--set judged`: other seeds of networks,
+masks and order, the same eyes.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from data_setup.index import PreparedSet
 from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark, write_benchmark
 from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeRow, ProbeSettings, probe
-from oct_foundation.diagnostics.verdicts import judge
+from oct_foundation.diagnostics.readings import Reading
+from oct_foundation.diagnostics.verdicts import Judgement, judge
 
 SIZE = (16, 64, 64)
-NUM_TRAIN, NUM_VAL, NUM_JUDGED = 480, 96, 320
+NUM_TRAIN, NUM_VAL, NUM_JUDGED, WARMUP = 480, 96, 320, 50
 LABELS = ("thickness_um", "drusen_load", "fluid", "vessel_density", "laterality", "fovea_x_mm")
 BROKEN: tuple[Breakage, ...] = (
     "no_stop_gradient",
@@ -98,26 +100,23 @@ def run_one(recipe: Recipe, folder: Path, steps: int) -> Judged:
     rows = probe_outcome(outcome)
     gains = [row.differences["random_init"] for row in rows]
     gain = float(np.mean([one.value for one in gains]))
-    # Intervals of five labels, as if independent: half the width of their mean.
+    # Half the width of the mean of the labels' intervals, as if they were independent.
     half = float(np.sqrt(sum(((one.high - one.low) / 2) ** 2 for one in gains)) / len(gains))
-    said = judge(outcome.readings, warmup_steps=50)
+    said = judge(outcome.readings, warmup_steps=WARMUP)
     learned = gain - half > 0
     return Judged(
         name=recipe.name,
         seed=recipe.seed,
         broken=recipe.breakage is not None or recipe.name in ("EMA 0", "learning rate x 100"),
         loss=outcome.loss,
-        verdict=said.verdict,
-        findings=[f"{finding.severity}: {finding.name}" for finding in said.findings],
-        reasons=list(said.reasons),
         readings=[{"step": reading.step, **reading.values} for reading in outcome.readings],
         score=float(np.mean([row.score for row in rows])),
         gain=gain,
         gain_low=gain - half,
         gain_high=gain + half,
         learned=learned,
-        right=(said.verdict == "LEARNING") == learned and said.verdict != "CANNOT TELL",
         seconds=time.perf_counter() - start,
+        **verdict_of(said, learned=learned),
     )
 
 
@@ -150,7 +149,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="recipes whose name holds this")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--rejudge", action="store_true", help="judge the runs of --json again; nothing is trained")
     arguments = parser.parse_args(argv)
+    if arguments.rejudge:
+        report(rejudged(arguments.json))
+        return
     chosen = [recipe for recipe in recipes(arguments.set) if (arguments.only or "") in recipe.name]
     found: list[Judged] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -164,9 +167,41 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(line(found[-1]), flush=True)
                 if arguments.json:
                     write(arguments.json, found, arguments.set, arguments.steps)
+    report(found)
+
+
+def report(found: Sequence[Judged]) -> None:
+    """How many verdicts are right."""
     right = sum(one.right for one in found)
     false_alarms = [one.name for one in found if one.verdict == "COLLAPSED" and one.learned]
     print(f"{right} of {len(found)} verdicts right; called collapsed though they learned: {false_alarms or 'none'}")
+
+
+def rejudged(path: Path) -> list[Judged]:
+    """The runs of a file, judged by the thresholds of today, and written back."""
+    facts = json.loads(path.read_text())
+    found = []
+    for run in facts["runs"]:
+        readings = [
+            Reading(step=values["step"], values={name: value for name, value in values.items() if name != "step"})
+            for values in run["readings"]
+        ]
+        said = judge(readings, warmup_steps=WARMUP)
+        one = Judged(**{**run, **verdict_of(said, learned=run["learned"])})
+        found.append(one)
+        print(line(one))
+    path.write_text(json.dumps({**facts, "runs": [asdict(one) for one in found]}, indent=1) + "\n")
+    return found
+
+
+def verdict_of(said: Judgement, *, learned: bool) -> dict[str, Any]:
+    """What is kept of a judgement, and whether it is right: CANNOT TELL never is."""
+    return {
+        "verdict": said.verdict,
+        "findings": [f"{finding.severity}: {finding.name}" for finding in said.findings],
+        "reasons": list(said.reasons),
+        "right": (said.verdict == "LEARNING") == learned and said.verdict != "CANNOT TELL",
+    }
 
 
 def write(path: Path, found: Sequence[Judged], which: str, steps: int) -> None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -29,25 +31,36 @@ class Volumes(Protocol):
 def write_prepared(folder: Path, rows: Sequence[IndexRow], volumes: Volumes) -> PreparedSet:
     """Writes accepted rows and their volumes, uint8 [D, H, W] of one shape, in the same order.
 
-    A row needs id and split; shape and sha256 are filled in. Writing the same again changes nothing. Raises ValueError
-    for volumes of another type or of different shapes.
+    A row needs id and split; shape and sha256 are filled in. Other volumes are another version of the set, beside the
+    one that is there. Raises ValueError for volumes of another type or of different shapes, and for ids that repeat.
     """
     if not rows or len(rows) != len(volumes):
         raise ValueError(f"as many rows as volumes, at least one, are needed; found {len(rows)} and {len(volumes)}")
     shape = volumes[0].shape
     image_size = (int(shape[0]), int(shape[1]), int(shape[2]))
-    settings = asdict(PrepareSettings(image_size=image_size))
-    digest = hashlib.sha256(json.dumps(["arrays", settings], sort_keys=True).encode()).hexdigest()
-    version = folder / digest[:12]
-    (version / VOLUMES_NAME).mkdir(parents=True, exist_ok=True)
+    if len({row.id for row in rows}) < len(rows) or any(row.split is None for row in rows):
+        raise ValueError("every row needs a split and an id of its own")
     finished = []
-    for number, row in enumerate(rows):
-        volume = volumes[number]
-        if volume.dtype != np.uint8 or volume.shape != shape:
-            raise ValueError(f"{row.id} is {volume.dtype} {list(volume.shape)}; uint8 {list(shape)} is wanted")
-        np.save(volume_path(version, row.id), volume)
-        sha256 = hashlib.sha256(volume.tobytes()).hexdigest()
-        finished.append(IndexRow(**asdict(row) | {"shape": image_size, "sha256": sha256}))
+    with TemporaryDirectory(dir=_existing(folder)) as work:
+        for number, row in enumerate(rows):
+            volume = volumes[number]
+            if volume.dtype != np.uint8 or volume.shape != shape:
+                raise ValueError(f"{row.id} is {volume.dtype} {list(volume.shape)}; uint8 {list(shape)} is wanted")
+            np.save(Path(work) / f"{row.id}.npy", volume)
+            sha256 = hashlib.sha256(volume.tobytes()).hexdigest()
+            finished.append(IndexRow(**asdict(row) | {"shape": image_size, "sha256": sha256}))
+        settings = asdict(PrepareSettings(image_size=image_size))
+        content = ["arrays", settings, sorted((row.id, row.sha256) for row in finished)]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        version = folder / digest[:12]
+        (version / VOLUMES_NAME).mkdir(parents=True, exist_ok=True)
+        for row in finished:
+            os.replace(Path(work) / f"{row.id}.npy", volume_path(version, row.id))
     facts = {"settings": settings, "settings_sha256": digest, "versions": {}, **counts(finished, 0), "split_note": None}
     write_index(folder, version, finished, facts)
     return PreparedSet.load(folder)
+
+
+def _existing(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from data_setup.index import PreparedSet
 from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.manager import CheckpointManager
+from oct_foundation.checkpoints.manifest import CheckpointName
 from oct_foundation.checkpoints.opening import open_store, probe
 from oct_foundation.checkpoints.owner import Ownership
 from oct_foundation.checkpoints.random_state import seed_host
@@ -21,8 +22,8 @@ from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.lifeline import Lifeline, LifelineSettings
 from oct_foundation.tracking.tracker import FanOut, Tracker
+from pretraining.assemble_diagnostics import build_diagnostics
 from pretraining.config import ConfigError, RunConfig
-from pretraining.diagnose import build_diagnostics
 from pretraining.loop import Run
 from pretraining.provenance import git_sha, versions
 from pretraining.run_folder import RunFolder
@@ -70,7 +71,8 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     except ValueError as error:
         raise ConfigError(str(error)) from error
     checkpoints = open_checkpoints(job, runtime)
-    state = build_state(config, task, runtime)
+    newest = find_newest(checkpoints, runtime) if checkpoints and config.checkpoint.resume else None
+    state = build_state(config, task, runtime, begins=newest is None)
     run = Run(
         config=config,
         task=task,
@@ -85,8 +87,8 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
         saver=BackgroundSaver(checkpoints) if checkpoints and runtime.rank == 0 else None,
         facts=_facts(config, task, runtime.world_size, total_steps, per_epoch),
     )
-    if checkpoints is not None and config.checkpoint.resume:
-        resume(run, checkpoints)
+    if checkpoints is not None and newest is not None:
+        resume(run, checkpoints, newest)
     if run.saver is not None:
         run.saver.prepare(state.capture(runtime))
     run.start_step = state.step
@@ -95,14 +97,20 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
             config, prepared, state.model, runtime, total_steps=total_steps, folder=job.folder
         )
     if run.diagnostics is not None:
-        run.diagnostics.take_up(run.start_step)
+        run.diagnostics.take_up(run.start_step, run.facts.get("first_reading"))
     run.tracker = make_tracker(run)
     return run
 
 
-def build_state(config: RunConfig, task: Task, runtime: Runtime) -> TrainState:
-    """Model on the device, optimizer with its moments, replica; in the order that keeps the step one XLA program."""
-    model = task.build_model().to(runtime.device)
+def build_state(config: RunConfig, task: Task, runtime: Runtime, *, begins: bool = True) -> TrainState:
+    """Model on the device, optimizer with its moments, replica; in the order that keeps the step one XLA program.
+
+    begins: False for a run that goes on, whose weights come from its checkpoint.
+    """
+    model = task.build_model()
+    if begins:
+        task.initialize(model)
+    model = model.to(runtime.device)
     guard = GradientGuard(config.optim.clip_norm, runtime.device)
     optimizer = AdamW(parameter_groups(model), guard=guard, betas=config.optim.betas, eps=config.optim.eps)
     return TrainState(model=model, replica=runtime.replicate(model), optimizer=optimizer)
@@ -140,17 +148,22 @@ def open_checkpoints(job: Job, runtime: Runtime) -> CheckpointManager | None:
     )
 
 
-def resume(run: Run, checkpoints: CheckpointManager) -> None:
-    """Takes up the newest intact checkpoint, the same on every rank, if there is any."""
-    runtime = run.runtime
+def find_newest(checkpoints: CheckpointManager, runtime: Runtime) -> CheckpointName | None:
+    """The newest intact checkpoint; rank 0 decides, so that no rank takes another."""
     newest = checkpoints.latest_intact() if runtime.rank == 0 else None
-    name = runtime.gather(newest.name if newest else None)[0]  # rank 0 decides, so that no rank takes another
-    if name is None:
-        return
+    name: CheckpointName | None = runtime.gather(newest.name if newest else None)[0]
+    return name
+
+
+def resume(run: Run, checkpoints: CheckpointManager, name: CheckpointName) -> None:
+    """Takes up a checkpoint, the same on every rank."""
+    runtime = run.runtime
     found = checkpoints.restore(name)
     assert found is not None, "a checkpoint asked for by name is there or an error"
     saved, manifest = found
     _same_run(manifest.facts, run.facts)
+    if (first := manifest.facts.get("first_reading")) is not None:
+        run.facts["first_reading"] = first  # the record may be lost with the machine; later checkpoints carry it on
     run.state.restore(saved, runtime)
     runtime.end_step()  # restored tensors become inputs of the step's program, not part of it
     log.info("resumed from step %d of %d", run.state.step, run.total_steps)

@@ -48,7 +48,7 @@ def with_exit_code(action: Callable[[], int]) -> int:
         print(f"octfm: stopped: {error}", file=sys.stderr)
         return ExitCode.STORAGE
     except KeyboardInterrupt:
-        print("octfm: interrupted; nothing was written", file=sys.stderr)
+        print("octfm: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

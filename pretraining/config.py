@@ -82,7 +82,7 @@ class RunConfig:
 
 def _check_best_metric(metric: str | None) -> None:
     """Raises ValueError for a loss: the lowest of nine toy runs was a dead encoder's (docs/decisions/009)."""
-    if metric is not None and "loss" in metric:
+    if metric is not None and "loss" in metric and not metric.startswith("diag/probe/"):
         raise ValueError(
             f"checkpoint.best_metric is {metric!r}: a low V-JEPA loss may be a dead encoder's, so no checkpoint is "
             f"chosen by it. Leave it null (the last one is delivered), or name a probe on labels that you do not "

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from data_setup.datasets import PreparedVolumes
+from data_setup.datasets import BadVolume, PreparedVolumes
 from data_setup.masking import MaskGenerator
 from data_setup.randomness import Purpose, sample_rng
 
@@ -70,6 +70,16 @@ class HeldOut:
         """uint8 [D, H, W]."""
         return self._volumes[number]
 
+    def unreadable(self, numbers: list[int]) -> list[str]:
+        """Ids of those whose file is gone, cut or overwritten."""
+        bad = []
+        for number in numbers:
+            try:
+                self._volumes[number]
+            except BadVolume as error:
+                bad.append(error.volume_id)
+        return bad
+
     def aspect(self, number: int) -> float:
         """Height : width of a B-scan in mm; NaN where the file does not say."""
         _, height, width = self.grid.image_size
@@ -86,10 +96,13 @@ class HeldOut:
 
     @cached_property
     def components(self) -> np.ndarray:
-        """Float [M, K]: in what the volumes differ most, the main components of their patch means."""
+        """Float [M, K]: in what the volumes differ most, the main components of their patch means; K 0 where all are
+        alike.
+        """
         means = np.stack([self._patch_means(number) for number in range(self.num_volumes)])
         left, sizes, _ = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
-        return (left * sizes)[:, :NUM_COMPONENTS]
+        num_real = int(np.sum(sizes[:NUM_COMPONENTS] > 1e-9 * means.max(initial=1.0)))
+        return (left * sizes)[:, :num_real]
 
     def foreground(self, number: int) -> np.ndarray:
         """Bool [N]: which patches of a volume are tissue."""

@@ -21,6 +21,7 @@ from data_setup.prepare_file import keyed_id, patient_code
 from data_setup.sources import PhantomSource, is_gcs
 from data_setup.tables import read_table
 
+PHANTOMS = "phantoms"  # in place of a table or of data: generated eyes, whose anatomy is known
 _LATER_VOLUME = re.compile(r"(?P<file>[0-9a-f]{16})-\d+")  # prepare_file: the second volume of a file is <id>-2
 _ID_COLUMNS = ("id", "file", "path", "filepath")
 _SHOWN = 5

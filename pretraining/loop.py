@@ -13,6 +13,7 @@ from typing import Any
 from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.owner import TakenOver
 from oct_foundation.checkpoints.store import StoreError
+from oct_foundation.diagnostics.readings import PREFIX
 from oct_foundation.diagnostics.verdicts import Judgement
 from oct_foundation.optim.schedules import Schedules
 from oct_foundation.runtime.base import Runtime
@@ -70,6 +71,7 @@ class Run:
     facts: dict[str, Any]
     diagnostics: Diagnostics | None = None
     judgement: Judgement | None = None
+    read_at: int = -1
     start_step: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     train_graphs: int = 0
@@ -110,12 +112,14 @@ def train(run: Run) -> None:
             log.warning("%s", silence)
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
-        if run.diagnostics is not None and run.diagnostics.due(state.step):
+        read = run.diagnostics is not None and run.diagnostics.due(state.step)
+        if read:
             diagnose(run, batches[-1])
         if state.step == run.total_steps:
             save_last(run)
             return
-        if _due(state.step, run.config.checkpoint.every_steps):
+        chooses_by_reading = (run.config.checkpoint.best_metric or "").startswith(PREFIX)
+        if _due(state.step, run.config.checkpoint.every_steps) or (read and chooses_by_reading):
             save(run)
         if code := agreement.at(state.step, _wish(run)):
             stop(run, code)
@@ -217,11 +221,17 @@ def diagnose(run: Run, batch: Any = None) -> None:
     if (diagnostics := run.diagnostics) is None:
         return
     with run.stopwatch.phase("diagnostics"), run.life.watchdog.phase("validation"):
-        named, judgement = diagnostics.read(run.state, run.runtime, run.schedules.at(max(run.state.step - 1, 0)), batch)
-    run.last |= named
+        found = diagnostics.read(run.state, run.runtime, run.schedules.at(max(run.state.step - 1, 0)), batch)
+    if found is None:
+        return
+    values, run.judgement = found
+    named = {f"{PREFIX}{name}": value for name, value in values.items()}
+    run.last = {name: value for name, value in run.last.items() if not name.startswith(PREFIX)} | named
+    run.read_at = run.state.step
+    if run.state.step == 0:
+        run.facts["first_reading"] = {name: value for name, value in values.items() if math.isfinite(value)}
     run.tracker.log(named, step=run.state.step)
-    run.judgement = judgement
-    if run.config.diagnostics.stop_on_alarm and judgement.verdict == "COLLAPSED":
+    if run.config.diagnostics.stop_on_alarm and run.judgement.verdict == "COLLAPSED":
         stop(run, ExitCode.NOT_LEARNING)
 
 
@@ -243,8 +253,10 @@ def save_last(run: Run) -> None:
 
 
 def _captured(run: Run) -> tuple[int, dict[str, Any], dict[str, float], dict[str, Any]]:
-    """Step, state, metrics and facts of a checkpoint."""
-    metrics = {name: value for name, value in run.last.items() if math.isfinite(value)}
+    """Step, state, metrics and facts of a checkpoint; readings only where they are of these weights."""
+    fresh = run.read_at == run.state.step
+    kept = {name: value for name, value in run.last.items() if fresh or not name.startswith(PREFIX)}
+    metrics = {name: value for name, value in kept.items() if math.isfinite(value)}
     return run.state.step, run.state.capture(run.runtime), metrics, run.facts
 
 
@@ -273,6 +285,8 @@ def stop(run: Run, code: ExitCode) -> None:
     if code == ExitCode.NOT_LEARNING:
         found = " ".join(run.judgement.reasons) if run.judgement else ""
         trouble = gather(_save_now(run, timeout_s=None))[0]
+        if not run.config.checkpoint.enabled:
+            trouble = "checkpoints are off"
         saved = f"not saved: {trouble}" if trouble else "saved for a look at it"
         raise StoppedError(code, f"stopped at step {step}, {saved}, since the encoder has collapsed. {found}")
     if code != ExitCode.STOPPED:

@@ -3,6 +3,7 @@
 What this takes on a device are programs of its own, compiled once: the training step gains nothing and loses nothing.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,10 +42,14 @@ class VJEPAObserver:
         self._mine = self._share(held_out.num_volumes)
 
     def _share(self, num_volumes: int) -> list[int]:
-        """Out of the first `num_volumes` what this rank looks at: whole batches, filled by repetition."""
-        world, total = self._runtime.world_size, self._held_out.num_volumes
-        rounds = max(1, num_volumes // (self._batch_size * world))
-        return [(self._runtime.rank + n * world) % total for n in range(rounds * self._batch_size)]
+        """Which of the first `num_volumes` this rank looks at: whole batches, the last one filled by repetition."""
+        world = self._runtime.world_size
+        rounds = math.ceil(num_volumes / (self._batch_size * world))
+        return [(self._runtime.rank + n * world) % num_volumes for n in range(rounds * self._batch_size)]
+
+    def unreadable(self) -> list[str]:
+        """Volumes of this rank that cannot be opened any more."""
+        return self._held_out.unreadable(self._mine)
 
     @torch.no_grad()
     def observe(self, model: VJEPA3D) -> tuple[Observation, Layer]:
@@ -84,9 +89,7 @@ class VJEPAObserver:
 
         As many volumes as LiDAR needs for E dimensions: M (q - 1) > E.
         """
-        wanted = model.embed_dim // (NUM_VIEWS - 1) + 1
-        per_round = self._batch_size * self._runtime.world_size
-        numbers = self._share(min(-(-wanted // per_round) * per_round, self._held_out.num_volumes))
+        numbers = self._share(min(model.embed_dim // (NUM_VIEWS - 1) + 1, self._held_out.num_volumes))
         pooled: list[torch.Tensor] = []
         for start in range(0, len(numbers), self._batch_size):
             few = numbers[start : start + self._batch_size]
@@ -153,7 +156,7 @@ def look_at(model: VJEPA3D, look: Look) -> Tensors:
     return {
         "pooled": features.mean(dim=1),
         "pooled_online": model.context_encoder(look.volume).float().mean(dim=1),
-        "pooled_foreground": torch.einsum("bn,bne->be", tissue / tissue.sum(dim=1, keepdim=True), features),
+        "pooled_foreground": ((tissue / tissue.sum(dim=1, keepdim=True)).unsqueeze(-1) * features).sum(dim=1),
         "targets": gather_tokens(targets, look.positions),
         "predictions": gather_tokens(predictions, look.slots),
         "losses": torch.stack(losses),
@@ -163,10 +166,11 @@ def look_at(model: VJEPA3D, look: Look) -> Tensors:
 @torch.no_grad()
 def movements(model: VJEPA3D, optimizer: AdamW) -> Tensors:
     """0-d float32, on the device: by part of the encoder `ema_gap/<part>`, norm(student - teacher) / norm(student); for
-    encoder and predictor `update_ratio/<network>`, norm of the last update / norm of the weights.
+    encoder and predictor `update_ratio/<network>`, norm of the last update / norm of the weights; `finite`, 0 where the
+    guard has skipped that update.
     """
     teacher = dict(model.target_encoder.named_children())
-    found: Tensors = {}
+    found: Tensors = {"finite": optimizer.guard.finite}
     for part, student in model.context_encoder.named_children():
         if weights := list(student.parameters()):
             averages = list(teacher[part].parameters())

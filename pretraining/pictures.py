@@ -1,6 +1,7 @@
 """What a report shows of a few held-out volumes: the scan, its mask, features as colours, how well they were predicted.
 
-Written at each reading into `pictures-<step>.npz`, a few tens of kB: so a report needs neither model nor data.
+Written at each reading into `pictures-<step>.npz`, so that a report needs neither model nor data; the first and the
+newest stay.
 """
 
 import os
@@ -17,7 +18,7 @@ _MOST = 4  # volumes
 
 
 def write_pictures(folder: Path, step: int, held_out: HeldOut, layer: Layer) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file, whole or not at all; nothing where features are not finite. Raises OSError.
 
     bscans uint8 [K, H, W], the B-scan in the middle of the layer of patches; hidden bool [K, h, w]; pca uint8
     [K, h, w, 3]; similarity float32 [K, h, w], cosine of prediction and target, NaN at visible patches; ids, vendors
@@ -25,6 +26,8 @@ def write_pictures(folder: Path, step: int, held_out: HeldOut, layer: Layer) -> 
     """
     numbers = _worth_showing(list(dict.fromkeys(layer.numbers)), held_out)
     places = [layer.numbers.index(number) for number in numbers]
+    if not bool(torch.isfinite(layer.features[places]).all()):
+        return
     _, height, width = held_out.grid.grid
     plane = (len(numbers), height, width)
     similarity = F.cosine_similarity(layer.predictions[places], layer.features[places], dim=-1)
@@ -33,17 +36,27 @@ def write_pictures(folder: Path, step: int, held_out: HeldOut, layer: Layer) -> 
     bscans = np.stack([held_out.volume(number)[depth * patch + patch // 2] for number in numbers])
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".pictures-{step}.{os.getpid()}.npz"
-    np.savez_compressed(
-        temporary,
-        bscans=bscans,
-        hidden=layer.hidden[places].numpy().reshape(plane),
-        pca=principal_colours(layer.features[places].numpy()).reshape(*plane, 3),
-        similarity=similarity.numpy().astype(np.float32).reshape(plane),
-        ids=np.array([held_out.ids[number] for number in numbers]),
-        vendors=np.array([held_out.domains[number] for number in numbers]),
-        aspect=np.array([held_out.aspect(number) for number in numbers]),
-    )
-    os.replace(temporary, folder / f"pictures-{step}.npz")
+    try:
+        np.savez_compressed(
+            temporary,
+            bscans=bscans,
+            hidden=layer.hidden[places].numpy().reshape(plane),
+            pca=principal_colours(layer.features[places].numpy()).reshape(*plane, 3),
+            similarity=similarity.numpy().astype(np.float32).reshape(plane),
+            ids=np.array([held_out.ids[number] for number in numbers]),
+            vendors=np.array([held_out.domains[number] for number in numbers]),
+            aspect=np.array([held_out.aspect(number) for number in numbers]),
+        )
+        os.replace(temporary, folder / f"pictures-{step}.npz")
+    finally:
+        temporary.unlink(missing_ok=True)
+    for older in sorted(folder.glob("pictures-*.npz"), key=_step_of)[1:]:
+        if _step_of(older) < step:
+            older.unlink()
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("pictures-"))
 
 
 def _worth_showing(numbers: list[int], held_out: HeldOut) -> list[int]:

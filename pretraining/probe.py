@@ -8,27 +8,27 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from oct_foundation.diagnostics.labels import LabelKind
-from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeRow, ProbeSettings, probe
-from oct_foundation.diagnostics.voxel_controls import voxel_controls
-from pretraining.command_line import add_device, positive, progress_bar, with_exit_code
-from pretraining.probe_output import ENCODER, WIDE, print_table, write_json
+from pretraining.command_line import add_device, positive, with_exit_code
+from pretraining.label_table import PHANTOMS
+from pretraining.probe_output import WIDE, data_slug, print_table, write_json
+from pretraining.seen_volumes import told
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pretraining.encoder_file import SavedEncoder
+    from pretraining.patch_labels import SampledPatches
     from pretraining.probe_data import ProbeData
+    from pretraining.probe_features import ProbeFeatures
 
 log = logging.getLogger("octfm")
+_ALL_PROBES = "ridge,logistic,knn,attentive"
+_LINEAR_PROBES = "ridge,logistic,knn"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="octfm probe", description="What a frozen encoder knows: labels read off its features, beside controls."
     )
     parser.add_argument("source", metavar="RUN|CKPT", help="run folder, checkpoint, export folder, gs://bucket/prefix")
-    parser.add_argument("--data", required=True, help="prepared set, folder of scans, or `phantoms`: the benchmark")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="these volumes only (default: all)")
+    parser.add_argument("--data", required=True, help=f"prepared set, folder of scans, or `{PHANTOMS}`: the benchmark")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), help=_SPLIT_HELP)
+    parser.add_argument("--dense", action="store_true", help=_DENSE_HELP)
     parser.add_argument("--num-volumes", type=positive, metavar="N", help="so many phantoms (default: 480)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where scans are prepared (default: ~/.cache/octfm)")
     parser.add_argument("--labels", metavar="FILE.csv", help="table (.csv, .tsv, .parquet); default: header labels")
@@ -54,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--values", nargs="+", default=[], metavar="NAME", help="labels to take as numbers")
     parser.add_argument(
         "--probes",
-        default="ridge,logistic,knn,attentive",
         metavar="LIST",
-        help="of ridge (numbers), logistic (classes), knn and attentive (both; minutes on large volumes)",
+        help="of ridge (numbers), logistic (classes), knn and attentive (both; minutes on large volumes); default: "
+        "all, without attentive where its tokens would take more than half of the free memory",
     )
     parser.add_argument("--pooling", choices=("mean", "mean_std"), default="mean", help=_POOLING_HELP)
     parser.add_argument("--folds", type=positive, default=5, help="folds of patients (default: 5)")
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _POOLING_HELP = "what ridge, logistic and knn see of the patches: their mean, or mean and deviation (default: mean)"
+_SPLIT_HELP = "these volumes only (default: all; of the very set that the encoder was pretrained on, val and test)"
+_DENSE_HELP = f"with --data {PHANTOMS}: also read tissue and fluid off single patches (labels patch/layer, patch/fluid)"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -82,31 +85,39 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     choose_kind(arguments.device)
     saved = load_encoder(arguments.source, step=arguments.step)
-    data = _open(saved, arguments)
-    for note in data.notes:
+    data, patches = _open(saved, arguments)
+    settings, notes = _within_memory(settings, len(data.volumes), saved, explicit=arguments.probes is not None)
+    notes = [*data.notes, *(patches.notes if patches else []), *notes]
+    for note in notes:
         log.warning("%s", note)
-    features, data = _contestants(saved, data, settings, arguments)
-    rows = _probe_labels(features, data, settings)
+    features = _features(saved, data, patches, settings, arguments)
+    rows = _rows(features, patches, settings, asked=bool(arguments.label))
+    about = _about(saved, features.data, arguments)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(f"{saved.source}, step {saved.step}, on {arguments.data}", highlight=False, markup=False)
     print_table(rows, console)
-    about = {"source": saved.source, "step": saved.step, "data": arguments.data}
+    if about["acquaintance"]:
+        style = "bold" if about["seen_in_pretraining"] else None
+        console.print(about["acquaintance"], highlight=False, markup=False, style=style)
     targets = [arguments.json] if arguments.json else []
     if saved.run_folder is not None:
-        targets.append(saved.run_folder / "probes" / f"{saved.step}.json")
+        slug = data_slug(arguments.data, split=data.split, labels=arguments.labels, dense=arguments.dense)
+        targets.append(saved.run_folder / "probes" / f"{saved.step}-{slug}.json")
     for path in targets:
-        write_json(path, rows, **about)
+        write_json(path, rows, **about, notes=notes)
         print(path)
     return 0
 
 
 def _settings(arguments: argparse.Namespace) -> ProbeSettings:
+    if arguments.dense and arguments.data != PHANTOMS:
+        raise ValueError(f"--dense needs --data {PHANTOMS}, whose every patch is known; found --data {arguments.data}")
     if both := sorted(set(arguments.classes) & set(arguments.values)):
         raise ValueError(f"{', '.join(both)}: named in --classes and in --values; name it in one")
     kinds: dict[str, LabelKind] = dict.fromkeys(map(str.lower, arguments.classes), "classes")
     kinds |= dict.fromkeys(map(str.lower, arguments.values), "values")
     return ProbeSettings(
-        probes=tuple(name.strip() for name in arguments.probes.split(",")),
+        probes=tuple(name.strip() for name in (arguments.probes or _ALL_PROBES).split(",")),
         folds=arguments.folds,
         draws=arguments.seeds,
         resamples=arguments.resamples,
@@ -114,86 +125,135 @@ def _settings(arguments: argparse.Namespace) -> ProbeSettings:
     )
 
 
-def _open(saved: "SavedEncoder", arguments: argparse.Namespace) -> "ProbeData":
-    from pretraining.probe_data import PHANTOMS, LabelChoice, phantom_data, scan_data
+def _open(saved: "SavedEncoder", arguments: argparse.Namespace) -> "tuple[ProbeData, SampledPatches | None]":
+    """The data and, with --dense, the patches that are judged; --label may name labels of either."""
+    from pretraining.patch_labels import NAMES, sample_patches
+    from pretraining.probe_data import LabelChoice, phantom_benchmark, phantom_data, scan_data
 
+    names = [name.lower() for name in arguments.label]
+    of_patches = [name for name in names if arguments.dense and name in NAMES]
     choice = LabelChoice(
         table=arguments.labels,
         id_column=arguments.id_column,
         patient_column=arguments.patient_column,
-        names=tuple(arguments.label),
+        names=tuple(name for name in names if name not in of_patches),
     )
     if arguments.data == PHANTOMS:
         data = phantom_data(saved, choice, arguments.num_volumes)
     else:
         data = scan_data(saved, arguments.data, choice, split=arguments.split, work=arguments.work)
+    if names == of_patches != []:
+        data = replace(data, labels={})
     if unknown := sorted({*map(str.lower, arguments.classes), *map(str.lower, arguments.values)} - data.labels.keys()):
         raise ValueError(f"--classes or --values: there is no label {', '.join(unknown)}; there are: {_all(data)}")
-    return data
+    if not arguments.dense or (names and not of_patches):
+        return data, None
+    benchmark = phantom_benchmark(saved, arguments.num_volumes)
+    return data, sample_patches(benchmark, folds=arguments.folds, names=of_patches or NAMES)
 
 
 def _all(data: "ProbeData") -> str:
     return ", ".join(data.labels)
 
 
-def _contestants(
-    saved: "SavedEncoder", data: "ProbeData", settings: ProbeSettings, arguments: argparse.Namespace
-) -> tuple[dict[str, Contestant | list[Contestant]], "ProbeData"]:
-    """The encoder and its controls, and the data without the volumes that could not be read."""
-    from pretraining.embedding import embed
-    from pretraining.encoder_file import random_encoder
+def _within_memory(
+    settings: ProbeSettings, num_volumes: int, saved: "SavedEncoder", *, explicit: bool
+) -> tuple[ProbeSettings, list[str]]:
+    """Without the attentive probe, and a note, where its tokens would not fit; a ValueError where it was asked for."""
+    from pretraining.free_memory import free_bytes
 
-    tokens = "attentive" in settings.probes
-    pool = arguments.pooling == "mean_std"
-
-    def see(network: "nn.Module", name: str) -> tuple[Contestant, list[str]]:
-        with progress_bar(f"volumes through {name}") as show:
-            found = embed(
-                network,
-                data.volumes,
-                tokens=tokens or pool,
-                batch_size=arguments.batch_size,
-                device=arguments.device,
-                progress=show,
-            )
-        for error in found.bad:
-            log.warning("left out: %s", error)
-        pooled = found.pooled
-        if pool:
-            assert found.tokens is not None
-            pooled = np.hstack([pooled, found.tokens.std(axis=1)])
-        return Contestant(pooled=pooled, tokens=found.tokens if tokens else None), found.ids
-
-    encoder, ids = see(saved.encoder, "the encoder")
-    data = data.only(ids)
-    networks = [random_encoder(saved.config, seed) for seed in range(settings.draws)]
-    random = [see(network, "a random one")[0] for network in networks]
-    log.info("voxels of %d volumes for the controls", len(ids))
-    voxels = voxel_controls(data.volumes, range(len(ids)), saved.config.grid, saved.width)
-    return {ENCODER: encoder, "random_init": random, **voxels}, data
+    free = free_bytes()
+    # One copy of the tokens for each network, and 3 that the probe works on (measured: 2.8).
+    copies = 1 + settings.draws + 3
+    wanted = 4 * num_volumes * saved.config.grid.num_patches * saved.width * copies
+    if "attentive" not in settings.probes or free is None or wanted <= free / 2:
+        return settings, []
+    found = (
+        f"the attentive probe would take {wanted / 1e9:.1f} GB for the tokens of {num_volumes} volumes, more than half "
+        f"of the {free / 1e9:.1f} GB of free memory"
+    )
+    rest = [name for name in settings.probes if name != "attentive"]
+    if explicit:
+        raise ValueError(f"--probes: {found}; use --probes {','.join(rest) or _LINEAR_PROBES}, or fewer volumes")
+    return replace(settings, probes=tuple(rest)), [f"left out: {found}; fewer volumes need less"]
 
 
-def _probe_labels(
-    features: dict[str, Contestant | list[Contestant]], data: "ProbeData", settings: ProbeSettings
+def _features(
+    saved: "SavedEncoder",
+    data: "ProbeData",
+    patches: "SampledPatches | None",
+    settings: ProbeSettings,
+    arguments: argparse.Namespace,
+) -> "ProbeFeatures":
+    from pretraining.probe_features import Looking, features_of
+
+    looking = Looking(
+        draws=settings.draws,
+        tokens="attentive" in settings.probes and bool(data.labels),
+        deviation=arguments.pooling == "mean_std",
+        positions=None if patches is None else patches.positions,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+    )
+    return features_of(saved, data, looking)
+
+
+def _rows(
+    features: "ProbeFeatures", patches: "SampledPatches | None", settings: ProbeSettings, *, asked: bool
 ) -> list[ProbeRow]:
-    """Every label; one that nobody asked for and that cannot be judged is told of and left out."""
-    settings = replace(settings, kinds={**data.kinds, **settings.kinds})
+    """Every label, of volumes and then of patches; one that nobody asked for and that cannot be judged is left out."""
+    data = features.data
+    of_volumes = replace(settings, kinds={**data.kinds, **settings.kinds})
+    jobs: dict[str, Callable[[], list[ProbeRow]]] = {}
+    for name, column in data.labels.items():
+        jobs[name] = lambda name=name, column=column: probe(features.volumes, {name: column}, data.groups, of_volumes)
+    if patches is not None:
+        linear = replace(settings, probes=("logistic",))
+        for name, column in patches.labels.items():
+            jobs[name] = lambda name=name, column=column: _of_volumes(
+                probe(features.patches, {name: column}, patches.groups, linear)
+            )
+    rows = _run_jobs(jobs, asked=asked)
+    return rows
+
+
+def _of_volumes(rows: Sequence[ProbeRow]) -> list[ProbeRow]:
+    """Scores of patches: what they are of is volumes, whose number is that of the groups."""
+    return [replace(row, num_volumes=row.num_patients, num_missing=0) for row in rows]
+
+
+def _run_jobs(jobs: Mapping[str, Callable[[], list[ProbeRow]]], *, asked: bool) -> list[ProbeRow]:
     rows: list[ProbeRow] = []
     reasons = []
-    for number, (name, column) in enumerate(data.labels.items(), start=1):
+    for number, (name, job) in enumerate(jobs.items(), start=1):
         start = time.monotonic()
         try:
-            rows += probe(features, {name: column}, data.groups, settings)
+            rows += job()
         except ValueError as error:
-            if data.asked:
+            if asked:
                 raise
             reasons.append(str(error))
             log.warning("left out: %s", error)
             continue
-        log.info("label %d of %d: %s, %.0f s", number, len(data.labels), name, time.monotonic() - start)
+        log.info("label %d of %d: %s, %.0f s", number, len(jobs), name, time.monotonic() - start)
     if not rows:
         raise ValueError("no label can be judged: " + "; ".join(reasons or ["there is none; give --labels"]))
     return rows
+
+
+def _about(saved: "SavedEncoder", data: "ProbeData", arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was probed, on what, and whether the encoder knows these volumes."""
+    total = len(data.volumes)
+    generated = arguments.data == PHANTOMS and not data.num_seen  # nobody trains on them without meaning to
+    return {
+        "source": saved.source,
+        "step": saved.step,
+        "data": arguments.data,
+        "split": data.split,
+        "volumes": total,
+        "seen_in_pretraining": data.num_seen,
+        "acquaintance": "" if generated else told(data.num_seen, total),
+    }
 
 
 if __name__ == "__main__":

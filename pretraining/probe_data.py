@@ -5,21 +5,23 @@ Labels come from a table, from the scans' headers (maker, device, side), or from
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from data_setup.index import DATASET_NAME, IndexRow
+from data_setup.index import DATASET_NAME, IndexRow, PreparedSet
 from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark
 from data_setup.sources import is_gcs
 from oct_foundation.diagnostics.labels import LabelKind
-from pretraining.embedding import IndexedVolumes, VolumesWithRows, open_volumes
+from pretraining.embedding import VolumesWithRows, open_volumes
 from pretraining.encoder_file import SavedEncoder
-from pretraining.label_table import patients_in_files, read_labels
+from pretraining.label_table import PHANTOMS, patients_in_files, read_labels
+from pretraining.seen_volumes import TrainedOn
 from pretraining.source_section import SourceSection, guess_source
 
-PHANTOMS = "phantoms"
+SplitChoice = Literal["train", "val", "test", "all"]
 HEADER_LABELS = ("laterality", "vendor", "model", "protocol", "region")
 
 
@@ -28,12 +30,15 @@ class ProbeData:
     """M volumes, columns [M] of labels by name, groups [M]: their patients; notes: what a reader should know.
 
     kinds: what a label is, where that is known. asked: labels that the caller has named; one that cannot be judged is
-    an error, others are left out.
+    an error, others are left out. split: in words, which of the data's volumes these are. seen: bool [M], the volumes
+    that the encoder was pretrained on, None where nobody knows.
     """
 
     volumes: VolumesWithRows
     labels: Mapping[str, Sequence[Any]]
     groups: list[str]
+    split: str = "all"
+    seen: list[bool] | None = None
     notes: list[str] = field(default_factory=list)
     kinds: Mapping[str, LabelKind] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
@@ -43,8 +48,14 @@ class ProbeData:
         place = {row.id: index for index, row in enumerate(self.volumes.rows)}
         kept = [place[volume_id] for volume_id in ids]
         labels = {name: [column[index] for index in kept] for name, column in self.labels.items()}
-        volumes = _Chosen(self.volumes, kept)
-        return replace(self, volumes=volumes, labels=labels, groups=[self.groups[index] for index in kept])
+        seen = None if self.seen is None else [self.seen[index] for index in kept]
+        groups = [self.groups[index] for index in kept]
+        return replace(self, volumes=_Chosen(self.volumes, kept), labels=labels, groups=groups, seen=seen)
+
+    @property
+    def num_seen(self) -> int | None:
+        """Volumes that the encoder was pretrained on."""
+        return None if self.seen is None else sum(self.seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +72,27 @@ class LabelChoice:
             raise ValueError("--id-column and --patient-column name columns of a table; give it with --labels")
 
 
-def phantom_data(saved: SavedEncoder, choice: LabelChoice, num_volumes: int | None) -> ProbeData:
-    """The phantom benchmark at the size that the encoder takes; every eye is another person's."""
-    if choice.table is not None:
-        raise ValueError(f"--data {PHANTOMS} brings its own labels; leave --labels out")
+def phantom_benchmark(saved: SavedEncoder, num_volumes: int | None) -> PhantomBenchmark:
+    """The benchmark at the size and in the patches that the encoder takes."""
     sizes = {"image_size": saved.config.image_size, "patch_size": saved.config.patch_size}
     more = {} if num_volumes is None else {"num_volumes": num_volumes}
-    benchmark = PhantomBenchmark(BenchmarkSettings(**sizes, **more))  # type: ignore[arg-type]
+    return PhantomBenchmark(BenchmarkSettings(**sizes, **more))  # type: ignore[arg-type]
+
+
+def phantom_data(saved: SavedEncoder, choice: LabelChoice, num_volumes: int | None) -> ProbeData:
+    """The phantom benchmark; every eye is another person's."""
+    if choice.table is not None:
+        raise ValueError(f"--data {PHANTOMS} brings its own labels; leave --labels out")
+    benchmark = phantom_benchmark(saved, num_volumes)
+    volumes = _Phantoms(benchmark)
     columns = {name: column.tolist() for name, column in benchmark.labels.items()}
     kinds = {name: _kind(column) for name, column in benchmark.labels.items()}  # few counts of drusen are no classes
+    trained = TrainedOn.of(saved)
     return ProbeData(
-        volumes=_Phantoms(benchmark),
+        volumes=volumes,
         labels=_chosen(columns, choice.names),
         groups=benchmark.ids,
+        seen=None if trained is None else trained.has_seen(volumes.rows, fit="resize"),
         kinds=kinds,
         asked=choice.names,
     )
@@ -83,25 +102,49 @@ def _kind(column: np.ndarray) -> LabelKind:
     return "values" if column.dtype.kind == "f" else "classes"
 
 
-def scan_data(saved: SavedEncoder, data: str, choice: LabelChoice, *, split: Any, work: Path | None) -> ProbeData:
-    """A prepared set or scans, at the size that the encoder takes. Raises ValueError, StopPreparing."""
-    volumes = open_volumes(data, saved.config.image_size, work=work, split=split, run_config=saved.run_config)
+def scan_data(
+    saved: SavedEncoder, data: str, choice: LabelChoice, *, split: SplitChoice | None, work: Path | None
+) -> ProbeData:
+    """A prepared set or scans, at the size that the encoder takes. Raises ValueError, StopPreparing.
+
+    split: these volumes only; None for all, but of the very set that the encoder was pretrained on val and test alone.
+    """
+    of_index = None if split in (None, "all") else split
+    opened = open_volumes(data, saved.config.image_size, work=work, split=of_index, run_config=saved.run_config)
+    prepared, trained = opened.prepared, TrainedOn.of(saved)
+    volumes: VolumesWithRows = opened
+    if split is None and trained is not None and trained.is_set(prepared):
+        volumes, split = _held_out(opened, data), "val and test"
     ids = [row.id for row in volumes.rows]
     labels: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in volumes.rows] for name in HEADER_LABELS}
-    if choice.table is None:
-        groups, notes = _groups_of_files(volumes, ids)
-        return ProbeData(
-            volumes=volumes, labels=_chosen(labels, choice.names), groups=groups, notes=notes, asked=choice.names
-        )
-    table = read_labels(choice.table, volumes.prepared, ids, _source_paths(data, volumes), choice.id_column)
-    if choice.patient_column is None:
-        groups, notes = _groups_of_files(volumes, ids)
+    paths = _source_paths(data, prepared)
+    table = read_labels(choice.table, prepared, ids, paths, choice.id_column) if choice.table is not None else None
+    if table is None or choice.patient_column is None:
+        groups, notes = _groups_of_files(prepared, ids)
     else:
         groups, notes = _groups_of_column(table.columns, choice, ids)
-    left = {table.id_column, (choice.patient_column or table.id_column).lower()}
-    own = {name: column for name, column in table.columns.items() if name not in left}
-    wanted = _chosen(labels | own, choice.names) if choice.names else own
-    return ProbeData(volumes=volumes, labels=wanted, groups=groups, notes=[*table.notes, *notes], asked=choice.names)
+    if table is not None:
+        left = {table.id_column, (choice.patient_column or table.id_column).lower()}
+        own = {name: column for name, column in table.columns.items() if name not in left}
+        labels = labels | own if choice.names else own
+        notes = [*table.notes, *notes]
+    return ProbeData(
+        volumes=volumes,
+        labels=_chosen(labels, choice.names),
+        groups=groups,
+        split=split or "all",
+        seen=None if trained is None else trained.has_seen(volumes.rows, prepared.info["settings"]["fit"]),
+        notes=notes,
+        asked=choice.names,
+    )
+
+
+def _held_out(volumes: VolumesWithRows, data: str) -> "_Chosen":
+    """Those that training has not taken. Raises ValueError where there is none."""
+    kept = [index for index, row in enumerate(volumes.rows) if row.split != "train"]
+    if not kept:
+        raise ValueError(f"the encoder was pretrained on all volumes of {data}; give others, or --split all")
+    return _Chosen(volumes, kept)
 
 
 def _chosen(labels: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Mapping[str, Sequence[Any]]:
@@ -111,8 +154,8 @@ def _chosen(labels: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Mappin
     return {name.lower(): labels[name.lower()] for name in names} if names else labels
 
 
-def _groups_of_files(volumes: IndexedVolumes, ids: Sequence[str]) -> tuple[list[str], list[str]]:
-    groups = patients_in_files(volumes.prepared, ids)
+def _groups_of_files(prepared: PreparedSet, ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    groups = patients_in_files(prepared, ids)
     nameless = sum(group == volume_id.partition("-")[0] for group, volume_id in zip(groups, ids, strict=True))
     note = (
         f"{nameless} of {len(ids)} volumes name no patient and count as a person each: where people have several, "
@@ -134,11 +177,11 @@ def _groups_of_column(
     return [cell or volume_id for cell, volume_id in zip(found, ids, strict=True)], notes if empty else []
 
 
-def _source_paths(data: str, volumes: IndexedVolumes) -> list[str]:
+def _source_paths(data: str, prepared: PreparedSet) -> list[str]:
     """Paths below the source where DATA is the scans themselves; none for a prepared set."""
     if is_gcs(data) or (Path(data) / DATASET_NAME).is_file():
         return []
-    source = SourceSection(source=guess_source(data), root=data).open(volumes.prepared.folder)
+    source = SourceSection(source=guess_source(data), root=data).open(prepared.folder)
     return [file.key for file in source.files()]
 
 
@@ -147,7 +190,11 @@ class _Phantoms:
 
     def __init__(self, benchmark: PhantomBenchmark) -> None:
         self._volumes = [benchmark[number] for number in range(len(benchmark))]
-        self.rows = [IndexRow(id=name, status="accepted") for name in benchmark.ids]
+        hashes = [sha256(volume.tobytes()).hexdigest() for volume in self._volumes]
+        self.rows = [
+            IndexRow(id=name, status="accepted", sha256=found)
+            for name, found in zip(benchmark.ids, hashes, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self._volumes)

@@ -4,11 +4,14 @@ JSON: a list of objects, one per score, with the fields of diagnostics.probes.Pr
 balanced_accuracy), probe (ridge, logistic, knn, attentive, mean), contestant (encoder, random_init, pca, patch_means,
 intensity, mean_predictor); score, low, high (95 % interval); num_volumes, num_patients, num_missing; differences:
 {control: [value, low, high]} of the encoder; beats: the controls whose interval it clears; beats_controls: random_init
-and pca are among them. And source, step, data: what was probed, on what. A bound that is not known is null.
+and pca are among them. What was probed, on what: source, step, data, split, volumes; seen_in_pretraining: how many of
+the volumes the encoder was pretrained on, acquaintance: the same in words, notes: sentences. What is not known is null.
 """
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +22,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from oct_foundation.diagnostics.probes import CONTROLS, MEAN_PREDICTOR, ProbeRow
+from data_setup.sources import is_gcs
+from oct_foundation.diagnostics.probes import CONTROLS, ENCODER, MEAN_PREDICTOR, NOTHING_KNOWN, ProbeRow
+from pretraining.label_table import PHANTOMS
 from pretraining.run_folder import write_atomic
 
-ENCODER = "encoder"
 WIDE = 160  # columns that the table needs; narrower ones fold its cells
+_SHOWN_METRICS = {"r2": "R2", "auroc": "AUROC"}
 _LEGEND = (
     "(volumes of people). * the whole 95 % interval lies above those of random_init and pca. Who knows nothing has "
-    "R2 0, AUROC 0.5."
+    + ", ".join(f"{_SHOWN_METRICS[metric]} {value:g}" for metric, value in NOTHING_KNOWN.items())
+    + "."
 )
-_SHOWN_METRICS = {"r2": "R2", "auroc": "AUROC"}
+_SLUG_LENGTH = 24
 
 
 def print_table(rows: Sequence[ProbeRow], console: Console) -> None:
@@ -53,6 +59,20 @@ def print_table(rows: Sequence[ProbeRow], console: Console) -> None:
         )
     console.print(table)
     console.print(_LEGEND, highlight=False, markup=False)
+
+
+def data_slug(data: str, *, split: str = "all", labels: str | None = None, dense: bool = False) -> str:
+    """A name for files about `data`: its last part, the split, and 6 hex digits of the whole and of its table.
+
+    So /a/prepared and /b/prepared, or two tables of labels, have files of their own.
+    """
+    if data == PHANTOMS:
+        return f"{PHANTOMS}-dense" if dense else PHANTOMS
+    last = re.sub(r"[^a-z0-9]+", "-", data.rstrip("/").rpartition("/")[2].lower()).strip("-")[:_SLUG_LENGTH]
+    whole = [path if is_gcs(path) else str(Path(path).resolve()) for path in (data, labels) if path is not None]
+    digest = hashlib.sha256("\n".join(whole).encode()).hexdigest()[:6]
+    parts = [last or "data", *([split.replace(" and ", "-")] if split != "all" else []), digest]
+    return "-".join(parts)
 
 
 def write_json(path: Path, rows: Iterable[ProbeRow], **about: Any) -> None:

@@ -171,6 +171,7 @@ def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
 def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
     """What summary.json holds."""
     prepared = PreparedSet.load(job.prepared)
+    judgement = run.judgement or (run.diagnostics.judge() if run.diagnostics and run.diagnostics.readings else None)
     finals = {name: value if math.isfinite(value) else str(value) for name, value in sorted(run.last.items())}
     return {
         "outcome": outcome,
@@ -178,7 +179,7 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "start_step": run.start_step,
         "total_steps": run.total_steps,
         "samples_seen": run.state.samples_seen,
-        "verdict": run.judgement.verdict if run.judgement else None,
+        "verdict": judgement.verdict if judgement else None,
         "final": finals,
         "trainable_parameters": sum(p.numel() for p in run.state.model.parameters() if p.requires_grad),
         "train_step_graphs": run.train_graphs,

@@ -125,7 +125,7 @@ def background_only(course: Course) -> Finding | None:
         return None
     return course.found(
         "background_only",
-        "warning",
+        "info",
         f"At steps {course.steps()} the prediction beat the average scan over all patches (pos_ratio "
         f"{shown(everywhere)}) but not over tissue (foreground_pos_ratio {shown(tissue)}).",
         "What was learned may be where the background lies. Crop closer to the retina, or use masks in larger blocks "
@@ -163,7 +163,7 @@ def lidar_falling(course: Course) -> Finding | None:
         return None
     return course.found(
         "lidar_falling",
-        "warning",
+        "info",
         f"Over the last three readings the loss fell ({losses[0]:.3g} to {losses[2]:.3g}) while the number of "
         f"directions that tell scans apart fell too (lidar {lidars[0]:.3g} to {lidars[2]:.3g}).",
         "The loss may fall because features say less. Compare probes with the random-init encoder before going on.",

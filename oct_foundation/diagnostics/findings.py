@@ -27,6 +27,7 @@ _RULES: tuple[Callable[[Course], Finding | None], ...] = (
     training_rules.update_jump,
     training_rules.loss_jump,
     training_rules.constant_input,
+    training_rules.repeated_input,
     feature_rules.rank_halved,
     training_rules.loss_drop,
     training_rules.maker_behind,

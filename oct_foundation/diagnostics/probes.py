@@ -17,10 +17,12 @@ from oct_foundation.diagnostics.labels import Label, LabelKind, read_label
 from oct_foundation.diagnostics.out_of_fold import Contestant, ProbeKind, predict_out_of_fold
 from oct_foundation.diagnostics.scores import CLASS_METRICS, VALUE_METRICS, Metric, higher_is_better
 
-MEAN_PREDICTOR = "mean_predictor"
+ENCODER, MEAN_PREDICTOR = "encoder", "mean_predictor"
 CONTROLS = ("random_init", "pca", "patch_means", "intensity", MEAN_PREDICTOR)
 """Names of features that are controls; every other contestant is compared with each of them that takes part."""
 TO_BEAT = ("random_init", "pca")
+NOTHING_KNOWN: Mapping[Metric, float] = {"r2": 0.0, "auroc": 0.5}
+"""What somebody scores who knows nothing: R2 of the mean, AUROC of a coin. The other metrics have no such point."""
 
 Progress = Callable[[str], None]
 """(what comes next)"""

@@ -47,9 +47,13 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where the rules draw their lines. [T] fitted to the nine toy runs of jepa.md, section 4; [G] a guess.
+    """Where the rules draw their lines. [T] fitted to the nine toy runs of jepa.md, section 4; [F] to the twenty runs
+    of `benchmarks.verdicts --set fit`; [G] a guess.
 
     pos_ratio: error over that of the position average, dead 1.09 and 1.38, alive .06-.39 [T].
+    centred_cos: runs whose probes gained .52 or more, but for one; others at most .35 [F].
+    legible_more, legible_less: scan_r2 over its initial value: the run that gained though its predictor was taught
+    nonsense 1.5, others that gained .83 to 1.3; healthy-looking ones that did not .67 and .70 [F].
     spread: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T].
     token_cosine: dead .993, alive at most .902 [T]. baseline_drop: loss_pos over its initial value, dead .03-.04, alive
     at least .4 [T]. leak_ratio: a pos_ratio below it leaves no room for speckle; the best live run has .06 [T].
@@ -57,7 +61,7 @@ class Thresholds:
     value two readings before [G]. loss_drop: loss over its median; vjepa2#74 calls such drops partial collapse.
     loss_jump: loss over its median; a toy run that nearly died rose to .27 and ended at .011, healthy published runs on
     OCT drift up from .052 to .145 at most [G]. maker_loss: a maker's loss over the median of the others' [G].
-    clipped_share: of the updates [G].
+    clipped_share: of the updates [G]. input_distinct: share of a batch's volumes that no other one equals [G].
     input_std: of the voxels over the first reading's [G]; input_std_least: for voxels of 0 to 1 or standardised, one
     scan has .2 or more. unchanged: relative difference of two values of networks that stand still; fixed volumes give a
     moving network another value beyond it within ten updates [G].
@@ -66,6 +70,9 @@ class Thresholds:
     """
 
     pos_ratio: float = 1.0
+    centred_cos: float = 0.4
+    legible_more: float = 1.35
+    legible_less: float = 0.76
     spread: float = 1 / 3
     token_cosine: float = 0.98
     baseline_drop: float = 0.2
@@ -79,6 +86,7 @@ class Thresholds:
     clipped_share: float = 0.5
     input_std: float = 1 / 3
     input_std_least: float = 0.01
+    input_distinct: float = 0.5
     unchanged: float = 1e-6
     probe_gain: float = 0.0
     min_volumes: int = 8

@@ -157,7 +157,10 @@ def loss_drop(course: Course) -> Finding | None:
 def constant_input(course: Course) -> Finding | None:
     """Voxels vary too little, or less than at first, or untrained features of the held-out volumes are the same."""
     limits = course.thresholds
-    deviations, relative = course.latest("input_std"), course.relative("input_std")
+    deviations = course.latest("input_std")
+    known = (reading.values for reading in (course.initial, *course.later) if reading is not None)
+    first = next((values["input_std"] for values in known if "input_std" in values), 0.0)
+    relative = tuple(value / first for value in deviations) if deviations and first > 0 else ()
     apart = course.initial_value("pooled_std_relative")
     if deviations and all(value < limits.input_std_least for value in deviations):
         evidence = f"At steps {course.steps()} the voxels' standard deviation was {shown(deviations)}."
@@ -175,6 +178,21 @@ def constant_input(course: Course) -> Finding | None:
         evidence,
         "The volumes may be empty, or one volume many times. Look at some of them, and at the report of `octfm "
         "prepare`.",
+    )
+
+
+def repeated_input(course: Course) -> Finding | None:
+    """Most volumes of a training batch are there twice, at two readings."""
+    limit = course.thresholds.input_distinct
+    shares = course.twice("input_distinct", lambda share: share < limit)
+    if shares is None:
+        return None
+    return course.found(
+        "repeated_input",
+        "warning",
+        f"At steps {course.steps()} only {shown(shares)} of a training batch were volumes that no other one equals.",
+        "Look for copies of files in the source (`octfm data report` shows look-alikes), and at data.domain_weights: a "
+        "small maker drawn often repeats.",
     )
 
 

@@ -104,30 +104,69 @@ def _gaps(course: Course, warmup_steps: int) -> tuple[str, ...]:
 
 
 def _weigh(course: Course, findings: Sequence[Finding], probes: _Probes) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict of error, spread and probes, where the record suffices."""
-    limits = course.thresholds
-    ratios = course.latest("pos_ratio") or ()
+    """The verdict of prediction, spread, legibility and probes, where the record suffices."""
+    prediction, legibility = _prediction(course), _legibility(course)
     spreads = course.relative("pooled_std")
-    error = (
-        f"At steps {course.steps()} the error on hidden patches was {shown(ratios)} times that of showing the average "
-        f"scan there (line: {limits.pos_ratio:g})."
-    )
     spread = (
         f"At steps {course.steps()} features of different scans lay {shown(spreads)} times as far apart as before "
-        f"training (line: {limits.spread:.2g})."
+        f"training (line: {course.thresholds.spread:.2g})."
         if spreads
         else "The spread of features has no measure: before training all held-out scans had the same."
     )
-    predicts = {ratio < limits.pos_ratio for ratio in ratios}
-    if predicts == {False}:
+    reasons = (prediction.reason, spread, *([legibility.reason] if legibility.reason else []))
+    if any(finding.name == "collapse" for finding in findings):
         if probes.gains:
-            return "CANNOT TELL", (error, spread, "Yet its features serve probes better than those before training.")
-        collapsed = any(finding.name == "collapse" for finding in findings)
-        return "COLLAPSED" if collapsed else "NOT LEARNING", (error, spread)
+            return "CANNOT TELL", (*reasons, "Yet its features serve probes better than those before training.")
+        return "COLLAPSED", reasons
     if probes.gains is False:
-        return "NOT LEARNING", (error, "Yet its features serve probes no better than those before training.")
-    if predicts == {True, False}:
-        return "CANNOT TELL", (error, "The two readings lie on different sides of that line.")
-    if spreads is None or min(spreads) <= limits.spread:
-        return "CANNOT TELL", (error, spread, "Prediction and spread do not say the same.")
-    return "LEARNING", (error, spread)
+        return "NOT LEARNING", (*reasons, "Its features serve probes no better than those before training.")
+    if prediction.says is not False and (spreads is None or min(spreads) <= course.thresholds.spread):
+        return "CANNOT TELL", (*reasons, "Prediction and spread do not say the same.")
+    witnesses = {prediction.says, legibility.says, probes.gains} - {None}
+    if witnesses == {True}:
+        return "LEARNING", reasons
+    if witnesses == {False}:
+        return "NOT LEARNING", reasons
+    if legibility.says and probes.gains is None:
+        return "LEARNING", reasons  # a predictor that was taught nonsense may sit on an encoder that learned
+    return "CANNOT TELL", (*reasons, "These witnesses contradict each other.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Witness:
+    """`says`: True for a run that learns, False for one that does not, None where it cannot say."""
+
+    says: bool | None
+    reason: str
+
+
+def _prediction(course: Course) -> _Witness:
+    """Does the predictor know what is special of a scan? Its cosine, without it the error beside the average scan."""
+    limits = course.thresholds
+    ratios = course.latest("pos_ratio") or ()
+    error = (
+        f"At steps {course.steps()} the error on hidden patches was {shown(ratios)} times that of showing the average "
+        f"scan there (line: {limits.pos_ratio:g})"
+    )
+    if (cosines := course.latest("centred_cos")) is None:
+        sides = {ratio < limits.pos_ratio for ratio in ratios}
+        return _Witness(says=sides.pop() if len(sides) == 1 else None, reason=f"{error}.")
+    reason = (
+        f"{error}, and the likeness of predicted and true features, the average scan taken away, {shown(cosines)} "
+        f"(line: {limits.centred_cos:g})."
+    )
+    return _Witness(says=fmean(cosines) >= limits.centred_cos, reason=reason)
+
+
+def _legibility(course: Course) -> _Witness:
+    """Can more of a scan be read off its features than off those of the untrained network, or clearly less?"""
+    limits = course.thresholds
+    if (relative := course.relative("scan_r2")) is None or (course.initial_value("scan_r2") or 0) <= 0:
+        return _Witness(says=None, reason="")
+    reason = (
+        f"Of what tells scans apart {shown(relative)} times as much could be read off their features as before "
+        f"training (lines: {limits.legible_less:g} and {limits.legible_more:g})."
+    )
+    mean = fmean(relative)
+    says = True if mean >= limits.legible_more else False if mean <= limits.legible_less else None
+    return _Witness(says=says, reason=reason)

@@ -2,6 +2,7 @@
 
 `pca`: principal components of all voxels; `patch_means`: the mean of each patch; `intensity`: mean and deviation of the
 volume. On phantoms the patch means are the hardest to beat (side of the eye: AUROC .98 where a random encoder has .5).
+Where patches are judged one by one, the same is read off the voxels of a patch.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,27 @@ def voxel_controls(
         "patch_means": Contestant(pooled=np.stack([means for means, _ in stacked])),
         "intensity": Contestant(pooled=np.stack([intensity for _, intensity in stacked])),
     }
+
+
+def patch_controls(
+    volumes: Volumes, positions: np.ndarray, grid: PatchGrid, num_components: int
+) -> dict[str, Contestant]:
+    """The controls of single patches: those at `positions` (int64 [M, n], in token order) of each of M volumes.
+
+    `pca`: principal components of a patch's voxels; `intensity`: their mean and deviation. Rows [M * n], by volume.
+    """
+    patches = np.concatenate([_patches(volumes[row], grid)[chosen] for row, chosen in enumerate(positions)])
+    voxels = patches.astype(np.float32)
+    return {
+        "pca": Contestant(pooled=voxels, num_components=num_components),
+        "intensity": Contestant(pooled=np.stack([voxels.mean(axis=1), voxels.std(axis=1)], axis=1)),
+    }
+
+
+def _patches(volume: np.ndarray, grid: PatchGrid) -> np.ndarray:
+    """uint8 [N, voxels of a patch] in token order."""
+    (d, h, w), (pd, ph, pw) = grid.grid, grid.patch_size
+    return volume.reshape(d, pd, h, ph, w, pw).transpose(0, 2, 4, 1, 3, 5).reshape(grid.num_patches, -1)
 
 
 def _summary(volume: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,10 @@ class Task(Protocol):
         """The model on the CPU, everything that is ever updated included, so that no rank can differ."""
         ...
 
+    def initialize(self, model: nn.Module) -> None:
+        """Weights to start from instead of random ones, for a run that begins."""
+        ...
+
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Scalar loss and further 0-d device tensors to log, of one batch."""
         ...

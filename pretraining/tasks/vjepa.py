@@ -37,16 +37,20 @@ class VJEPATask:
         self.num_train_samples = len(self._train)
 
     def build_model(self) -> nn.Module:
-        """Student and teacher, equal on all ranks by the seed; raises ConfigError for weights that do not fit."""
+        """Student and teacher, equal on all ranks by the seed."""
         torch.manual_seed(self.config.seed)
-        model = VJEPA3D(self.config.model)
-        if (source := self.config.init_from) is not None:
-            try:
-                at_random = start_from_vjepa2(model, source)
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"init_from={source}: {error}") from None
-            log.info("started from %s%s", source, ", but for the predictor" if at_random else "")
-        return model
+        return VJEPA3D(self.config.model)
+
+    def initialize(self, model: nn.Module) -> None:
+        """V-JEPA 2's weights where `init_from` names them; raises ConfigError where they do not fit."""
+        if (source := self.config.init_from) is None:
+            return
+        assert isinstance(model, VJEPA3D)
+        try:
+            at_random = start_from_vjepa2(model, source)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"init_from={source}: {error}") from None
+        log.info("started from %s%s", source, ", but for the predictor" if at_random else "")
 
     def loss(self, model: nn.Module, batch: JEPABatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The latent prediction loss."""

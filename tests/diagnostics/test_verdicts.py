@@ -35,9 +35,9 @@ DYING = {"ratios": (8.0, 1.2, 1.1), "spreads": (0.1, 0.025, 0.022)}
 @pytest.mark.parametrize("name", TABLE)
 def test_of_nine_toy_runs_the_dead_are_collapsed_and_the_others_are_not(name, probes):
     """The live ones crossed the line between steps 100 and 600; their last two readings are on the good side, or not
-    both: the run that nearly died had one good reading only."""
+    both: the run that nearly died had one good reading only, and its probes decide."""
     verdict = judge(toy_run(name, probes=probes), warmup_steps=WARMUP_STEPS).verdict
-    live = "CANNOT TELL" if name == "ema 0, seed 2" else "LEARNING"
+    live = "CANNOT TELL" if name == "ema 0, seed 2" and not probes else "LEARNING"
     assert verdict == ("COLLAPSED" if name in DEAD else live)
 
 
@@ -188,3 +188,32 @@ def test_every_prefix_of_a_record_has_a_verdict_with_reasons_in_sentences(state)
 def test_thresholds_move_the_verdict():
     assert judge(run(), thresholds=Thresholds(pos_ratio=0.2)).verdict == "NOT LEARNING"
     assert judge(run(**probes(0.8, 0.5)), thresholds=Thresholds(probe_gain=0.2)).verdict == "NOT LEARNING"
+
+
+@pytest.mark.parametrize(
+    ("cosines", "legible", "verdict"),
+    [
+        ((0.0, 0.5, 0.5), (0.2, 0.2, 0.2), "LEARNING"),
+        ((0.0, 0.3, 0.3), (0.2, 0.2, 0.2), "NOT LEARNING"),
+        ((0.0, 0.5, 0.5), (0.2, 0.1, 0.1), "CANNOT TELL"),
+        ((0.0, 0.3, 0.3), (0.2, 0.1, 0.1), "NOT LEARNING"),
+        ((0.0, -0.1, -0.1), (0.2, 0.3, 0.3), "LEARNING"),  # a predictor that was taught nonsense
+        ((0.0, 0.5, 0.5), (-0.1, 0.2, 0.2), "LEARNING"),  # no measure: random features said nothing
+    ],
+)
+def test_what_can_be_read_off_features_is_a_witness_of_its_own(cosines, legible, verdict):
+    judgement = judge(run(centred_cos=list(cosines), scan_r2=list(legible)))
+    assert judgement.verdict == verdict
+    assert f"{cosines[1]:.3g} and {cosines[2]:.3g}" in judgement.reasons[0]
+
+
+def test_likeness_decides_where_the_error_beside_the_average_scan_says_otherwise():
+    assert judge(run(ratios=(8.0, 1.05, 1.1), centred_cos=[0.0, 0.6, 0.6])).verdict == "LEARNING"
+    assert judge(run(ratios=(8.0, 0.7, 0.7), centred_cos=[0.0, 0.2, 0.2])).verdict == "NOT LEARNING"
+
+
+def test_before_a_hundred_updates_nothing_is_judged():
+    readings = [Reading(step=reading.step // 10, values=reading.values) for reading in run()]
+    judgement = judge(readings)
+    assert judgement.verdict == "CANNOT TELL"
+    assert "Only 20 updates" in judgement.reasons[0]
