@@ -64,7 +64,7 @@ def configuration(condition: str, seed: int, steps: int, root: Path) -> RunConfi
     return load_config(SMOKE, settings)
 
 
-def run_one(condition: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
+def run_one(condition: str, seed: int, steps: int, root: Path, attentive: bool) -> dict[str, Any]:
     """Trains and probes one encoder, in a process of its own: its rows of scores, and what it took."""
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def run_one(condition: str, seed: int, steps: int, root: Path) -> dict[str, Any]
     first = _features(_encoder(state.model))
     train(task, config, state, own_steps)
     trained_s = time.perf_counter() - began
-    rows = scores({"encoder": _features(_encoder(state.model)), "random_init": first}, attentive=True)
+    rows = scores({"encoder": _features(_encoder(state.model)), "random_init": first}, attentive=attentive)
     facts = {"condition": condition, "seed": seed, "steps": own_steps, "flops": cost[kind] * 16 * own_steps}
     return {**facts, "train_s": round(trained_s), "seconds": round(time.perf_counter() - began), "rows": rows}
 
@@ -151,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="conditions whose name begins with this")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--attentive", action="store_true", help="the attentive probe, too: minutes for each run")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args(argv)
     done: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"runs": []}
@@ -164,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, seed=TRAINING_EYES_SEED)
         write_benchmark(root, settings, num_train=NUM_TRAIN, num_val=NUM_VAL)
         with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-            for job in as_completed([pool.submit(run_one, name, seed, arguments.steps, root) for name, seed in jobs]):
+            for job in as_completed(
+                [pool.submit(run_one, *job, arguments.steps, root, arguments.attentive) for job in jobs]
+            ):
                 run = job.result()
                 done["runs"].append(run)
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)

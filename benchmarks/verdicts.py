@@ -31,7 +31,7 @@ from oct_foundation.diagnostics.readings import Reading
 from oct_foundation.diagnostics.verdicts import Judgement, judge
 
 SIZE = (16, 64, 64)
-NUM_TRAIN, NUM_VAL, NUM_JUDGED, WARMUP = 480, 96, 320, 50
+NUM_TRAIN, NUM_VAL, NUM_JUDGED, WARMUP = 480, 96, 480, 50
 LABELS = ("thickness_um", "drusen_load", "fluid", "vessel_density", "laterality", "fovea_x_mm")
 BROKEN: tuple[Breakage, ...] = (
     "no_stop_gradient",
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a row per run and writes all of it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("fit", "judged"), default="judged")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="recipes whose name holds this")
     parser.add_argument("--json", type=Path)

@@ -19,14 +19,13 @@ from oct_foundation.runtime.base import Runtime
 from pretraining.config import ConfigError, RunConfig
 from pretraining.diagnose import Diagnostics, ProbeLabels
 from pretraining.held_out import NUM_VIEWS, HeldOut
-from pretraining.label_table import LabelTable, patients_in_files, read_labels
+from pretraining.label_table import PHANTOMS, LabelTable, patients_in_files, read_labels
 from pretraining.observe import VJEPAObserver
 from pretraining.run_folder import RunFolder
 
 # A look at a volume runs teacher and student over all tokens, and context and predictor once: about as much as a
 # training step of that volume (docs/performance.md). Readings may take this share of the time.
 MAX_SHARE = 0.02
-PHANTOMS = "phantoms"
 PATIENT = "patient"
 # Of phantoms: few different numbers, or mostly 0, and no classes.
 VALUES = ("drusen_count", "drusen_load", "drusen_load_mm3", "fluid", "fluid_mm3")

@@ -176,7 +176,9 @@ def _holds_checkpoints(path: Path) -> bool:
 def _of_run(source: str, step: int | None) -> SavedWeights:
     run = open_run(source)
     if run.name is not None and step not in (None, run.name.step):
-        raise ValueError(f"{source} is the checkpoint of step {run.name.step}, --step says {step}; leave one of them out")
+        raise ValueError(
+            f"{source} is the checkpoint of step {run.name.step}, --step says {step}; leave one of them out"
+        )
     manager = CheckpointManager(run.store, CheckpointSettings(), run_id="", may_quarantine=False)
     try:
         found = manager.restore(run.name if step is None else step)

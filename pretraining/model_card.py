@@ -3,8 +3,9 @@
 Nothing that names a place or a person goes in: no paths, no buckets, no machine.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -12,10 +13,12 @@ from oct_foundation.models.encoder import VOXEL_MEAN, VOXEL_STD
 from oct_foundation.models.vjepa2_weights import obstacles
 from oct_foundation.models.vjepa3d import PRESETS
 from pretraining.encoder_file import PREDICTOR, SavedWeights
+from pretraining.label_table import PHANTOMS
 from pretraining.report.facts import facts_of
 from pretraining.report.gather import RunRecord, gather
 from pretraining.report.page import judgement_of
-from pretraining.report.probe_table import groups_of
+from pretraining.report.probe_files import newest_of_each
+from pretraining.report.probe_table import ProbeGroup, groups_of
 
 _TEMPLATE = "model_card.md.jinja"
 # What a reader can do something with, of the dozens that a checkpoint holds.
@@ -29,6 +32,16 @@ _METRICS = {
     "diag/rankme_pooled": "effective number of dimensions of the pooled features",
 }
 _PUBLISHED = ("Data", "Model", "Training", "Versions")  # of the run's facts; its machine is nobody's business
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardProbes:
+    """Scores on one data set of the weights after `step` updates; acquaintance: whether these were pretrained on it."""
+
+    data: str
+    step: int
+    acquaintance: str
+    groups: list[ProbeGroup]
 
 
 def model_card(saved: SavedWeights) -> str:
@@ -54,7 +67,7 @@ def model_card(saved: SavedWeights) -> str:
         metrics=[
             (name, value, text) for name, text in _METRICS.items() if (value := saved.metrics.get(name)) is not None
         ],
-        probes=_probes(run) if run else [],
+        probes=list(_probes(run, saved.step)) if run else [],
     )
 
 
@@ -62,9 +75,19 @@ def _record(saved: SavedWeights) -> RunRecord | None:
     return gather(saved.run_folder) if saved.run_folder is not None else None
 
 
-def _probes(run: RunRecord) -> list[Any]:
-    """Of the newest step that was probed."""
-    if not run.probes:
-        return []
-    groups, _ = groups_of(run.probes[max(run.probes)])
-    return groups
+def _probes(run: RunRecord, step: int) -> Iterator[CardProbes]:
+    """Of the weights that are exported; where these were never probed, the newest of each data set.
+
+    Data sets get numbers: their names are folders, which may name a clinic.
+    """
+    files = newest_of_each([file for file in run.probes if file.step == step] or run.probes)
+    own_data = [file.data for file in files if file.data != PHANTOMS]
+    for file in files:
+        groups, _ = groups_of(file.rows)
+        if file.data == PHANTOMS:
+            name = "Generated eyes (phantoms)"
+        else:
+            split = f", {file.split}" if file.split else ""
+            name = f"Data set {list(dict.fromkeys(own_data)).index(file.data) + 1}{split}"
+        if groups:
+            yield CardProbes(data=name, step=file.step, acquaintance=file.acquaintance, groups=groups)

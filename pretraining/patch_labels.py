@@ -6,7 +6,6 @@ A few patches of each volume become the rows that a probe reads; all of a volume
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from data_setup.phantom_benchmark import PhantomBenchmark
 
 PREFIX = "patch/"
 NAMES = ("patch/layer", "patch/fluid")
+_ABSENT_PRESENT = ("absent", "present")
 _PATCHES_PER_VOLUME, _MOST_ROWS = 32, 15_000  # logistic regression on 15,000 rows takes half a minute a contestant
 
 
@@ -42,14 +42,11 @@ def sample_patches(
     count = max(1, min(_PATCHES_PER_VOLUME, grid.num_patches, _MOST_ROWS // len(benchmark)))
     rng = np.random.default_rng(seed)
     positions = np.stack([np.sort(rng.permutation(grid.num_patches)[:count]) for _ in range(len(benchmark))])
-    truth = [benchmark.patch_labels(number) for number in range(len(benchmark))]
-    layers = [
-        [TISSUES[code] for code in found["layer"][chosen]] for found, chosen in zip(truth, positions, strict=True)
-    ]
-    fluid = [
-        ["no", "yes"][code] for found, chosen in zip(truth, positions, strict=True) for code in found["fluid"][chosen]
-    ]
-    columns = {"patch/layer": list(chain.from_iterable(layers)), "patch/fluid": fluid}
+    columns: dict[str, list[str]] = {name: [] for name in NAMES}
+    for number, chosen in enumerate(positions):
+        truth = benchmark.patch_labels(number)
+        columns["patch/layer"] += [TISSUES[code] for code in truth["layer"][chosen]]
+        columns["patch/fluid"] += [_ABSENT_PRESENT[code] for code in truth["fluid"][chosen]]
     groups = np.repeat(benchmark.ids, count).tolist()
     notes = [f"{', '.join(names)}: {count} of {grid.num_patches} patches of each volume, {len(groups)} in all"]
     labels: dict[str, Sequence[str | None]] = {}

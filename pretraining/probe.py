@@ -8,15 +8,16 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oct_foundation.diagnostics.labels import LabelKind
 from oct_foundation.diagnostics.probes import ProbeRow, ProbeSettings, probe
 from pretraining.command_line import add_device, positive, with_exit_code
 from pretraining.label_table import PHANTOMS
+from pretraining.patch_labels import NAMES, PREFIX, sample_patches
 from pretraining.probe_output import WIDE, data_slug, print_table, write_json
 from pretraining.seen_volumes import told
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pretraining.encoder_file import SavedEncoder
     from pretraining.patch_labels import SampledPatches
     from pretraining.probe_data import ProbeData
-    from pretraining.probe_features import ProbeFeatures
+    from pretraining.probe_features import Contestants, ProbeFeatures
 
 log = logging.getLogger("octfm")
 _ALL_PROBES = "ridge,logistic,knn,attentive"
@@ -86,19 +87,21 @@ def _run(arguments: argparse.Namespace) -> int:
     choose_kind(arguments.device)
     saved = load_encoder(arguments.source, step=arguments.step)
     data, patches = _open(saved, arguments)
-    settings, notes = _within_memory(settings, len(data.volumes), saved, explicit=arguments.probes is not None)
+    settings, notes = _within_memory(
+        settings, len(data.volumes) if data.labels else 0, saved, explicit=arguments.probes is not None
+    )
     notes = [*data.notes, *(patches.notes if patches else []), *notes]
     for note in notes:
         log.warning("%s", note)
     features = _features(saved, data, patches, settings, arguments)
-    rows = _rows(features, patches, settings, asked=bool(arguments.label))
+    rows = _answers(_questions(features, patches, settings), asked=bool(arguments.label))
     about = _about(saved, features.data, arguments)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(f"{saved.source}, step {saved.step}, on {arguments.data}", highlight=False, markup=False)
     print_table(rows, console)
     if about["acquaintance"]:
-        style = "bold" if about["seen_in_pretraining"] else None
-        console.print(about["acquaintance"], highlight=False, markup=False, style=style)
+        loud = "NOT UNSEEN. " if about["seen_in_pretraining"] else ""
+        console.print(f"{loud}{about['acquaintance']}", highlight=False, markup=False, style="bold" if loud else None)
     targets = [arguments.json] if arguments.json else []
     if saved.run_folder is not None:
         slug = data_slug(arguments.data, split=data.split, labels=arguments.labels, dense=arguments.dense)
@@ -116,8 +119,9 @@ def _settings(arguments: argparse.Namespace) -> ProbeSettings:
         raise ValueError(f"{', '.join(both)}: named in --classes and in --values; name it in one")
     kinds: dict[str, LabelKind] = dict.fromkeys(map(str.lower, arguments.classes), "classes")
     kinds |= dict.fromkeys(map(str.lower, arguments.values), "values")
+    named: tuple[Any, ...] = tuple(name.strip() for name in (arguments.probes or _ALL_PROBES).split(","))
     return ProbeSettings(
-        probes=tuple(name.strip() for name in (arguments.probes or _ALL_PROBES).split(",")),
+        probes=named,
         folds=arguments.folds,
         draws=arguments.seeds,
         resamples=arguments.resamples,
@@ -127,7 +131,6 @@ def _settings(arguments: argparse.Namespace) -> ProbeSettings:
 
 def _open(saved: "SavedEncoder", arguments: argparse.Namespace) -> "tuple[ProbeData, SampledPatches | None]":
     """The data and, with --dense, the patches that are judged; --label may name labels of either."""
-    from pretraining.patch_labels import NAMES, sample_patches
     from pretraining.probe_data import LabelChoice, phantom_benchmark, phantom_data, scan_data
 
     names = [name.lower() for name in arguments.label]
@@ -198,44 +201,51 @@ def _features(
     return features_of(saved, data, looking)
 
 
-def _rows(
-    features: "ProbeFeatures", patches: "SampledPatches | None", settings: ProbeSettings, *, asked: bool
-) -> list[ProbeRow]:
-    """Every label, of volumes and then of patches; one that nobody asked for and that cannot be judged is left out."""
+class _Question(NamedTuple):
+    """One label of some rows (volumes, or patches), and the features of these rows."""
+
+    label: str
+    column: Sequence[Any]
+    features: "Contestants"
+    groups: Sequence[str]
+    settings: ProbeSettings
+
+    def answer(self) -> list[ProbeRow]:
+        """Raises ValueError where the label cannot be judged."""
+        rows = probe(self.features, {self.label: self.column}, self.groups, self.settings)
+        if not self.label.startswith(PREFIX):
+            return rows
+        return [replace(row, num_volumes=row.num_patients, num_missing=0) for row in rows]  # it had counted patches
+
+
+def _questions(features: "ProbeFeatures", patches: "SampledPatches | None", settings: ProbeSettings) -> list[_Question]:
+    """Every label, of volumes and then of patches; patches are read by the linear probe alone."""
     data = features.data
     of_volumes = replace(settings, kinds={**data.kinds, **settings.kinds})
-    jobs: dict[str, Callable[[], list[ProbeRow]]] = {}
-    for name, column in data.labels.items():
-        jobs[name] = lambda name=name, column=column: probe(features.volumes, {name: column}, data.groups, of_volumes)
+    found = [_Question(name, column, features.volumes, data.groups, of_volumes) for name, column in data.labels.items()]
     if patches is not None:
         linear = replace(settings, probes=("logistic",))
-        for name, column in patches.labels.items():
-            jobs[name] = lambda name=name, column=column: _of_volumes(
-                probe(features.patches, {name: column}, patches.groups, linear)
-            )
-    rows = _run_jobs(jobs, asked=asked)
-    return rows
+        found += [
+            _Question(name, column, features.patches, patches.groups, linear) for name, column in patches.labels.items()
+        ]
+    return found
 
 
-def _of_volumes(rows: Sequence[ProbeRow]) -> list[ProbeRow]:
-    """Scores of patches: what they are of is volumes, whose number is that of the groups."""
-    return [replace(row, num_volumes=row.num_patients, num_missing=0) for row in rows]
-
-
-def _run_jobs(jobs: Mapping[str, Callable[[], list[ProbeRow]]], *, asked: bool) -> list[ProbeRow]:
+def _answers(questions: Sequence[_Question], *, asked: bool) -> list[ProbeRow]:
+    """What cannot be judged is told of and left out; an error where it was asked for by name, or nothing is left."""
     rows: list[ProbeRow] = []
     reasons = []
-    for number, (name, job) in enumerate(jobs.items(), start=1):
+    for number, question in enumerate(questions, start=1):
         start = time.monotonic()
         try:
-            rows += job()
+            rows += question.answer()
         except ValueError as error:
             if asked:
                 raise
             reasons.append(str(error))
             log.warning("left out: %s", error)
             continue
-        log.info("label %d of %d: %s, %.0f s", number, len(jobs), name, time.monotonic() - start)
+        log.info("label %d of %d: %s, %.0f s", number, len(questions), question.label, time.monotonic() - start)
     if not rows:
         raise ValueError("no label can be judged: " + "; ".join(reasons or ["there is none; give --labels"]))
     return rows

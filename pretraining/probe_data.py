@@ -109,32 +109,34 @@ def scan_data(
 
     split: these volumes only; None for all, but of the very set that the encoder was pretrained on val and test alone.
     """
-    of_index = None if split in (None, "all") else split
+    of_index = None if split == "all" else split
     opened = open_volumes(data, saved.config.image_size, work=work, split=of_index, run_config=saved.run_config)
     prepared, trained = opened.prepared, TrainedOn.of(saved)
     volumes: VolumesWithRows = opened
+    shown: str = split or "all"
+    notes: list[str] = []
     if split is None and trained is not None and trained.is_set(prepared):
-        volumes, split = _held_out(opened, data), "val and test"
+        volumes, shown = _held_out(opened, data), "val and test"
+        notes = [f"{data} is what the encoder was pretrained on: its val and test volumes only; --split all takes all"]
     ids = [row.id for row in volumes.rows]
     labels: dict[str, Sequence[Any]] = {name: [getattr(row, name) for row in volumes.rows] for name in HEADER_LABELS}
     paths = _source_paths(data, prepared)
     table = read_labels(choice.table, prepared, ids, paths, choice.id_column) if choice.table is not None else None
     if table is None or choice.patient_column is None:
-        groups, notes = _groups_of_files(prepared, ids)
+        groups, of_groups = _groups_of_files(prepared, ids)
     else:
-        groups, notes = _groups_of_column(table.columns, choice, ids)
+        groups, of_groups = _groups_of_column(table.columns, choice, ids)
     if table is not None:
         left = {table.id_column, (choice.patient_column or table.id_column).lower()}
         own = {name: column for name, column in table.columns.items() if name not in left}
-        labels = labels | own if choice.names else own
-        notes = [*table.notes, *notes]
+        labels = {**labels, **own} if choice.names else {**own}
     return ProbeData(
         volumes=volumes,
         labels=_chosen(labels, choice.names),
         groups=groups,
-        split=split or "all",
+        split=shown,
         seen=None if trained is None else trained.has_seen(volumes.rows, prepared.info["settings"]["fit"]),
-        notes=notes,
+        notes=[*notes, *(table.notes if table is not None else []), *of_groups],
         asked=choice.names,
     )
 

@@ -54,16 +54,13 @@ class TrainedOn:
         return [row.sha256 in hashes if comparable and row.sha256 and hashes else row.id in ids for row in rows]
 
 
-def told(num_seen: int | None, total: int) -> str:
-    """A sentence for people; num_seen: of `total` volumes, None where nobody knows."""
+def told(num_seen: int | None, total: int, which: str = "") -> str:
+    """A sentence for people; num_seen: of `total` volumes, None where nobody knows; which: a word before `volumes`."""
     if num_seen is None:
-        return (
-            f"It is not on record here which volumes the encoder was pretrained on; the {total} volumes may be among "
-            "them."
-        )
+        return f"Nothing here says which volumes the encoder was pretrained on: the {total} {which}volumes may be some."
     if num_seen:
-        return f"The encoder was pretrained on {num_seen} of the {total} volumes: scores may be too good."
-    return f"The encoder was pretrained on none of the {total} volumes."
+        return f"The encoder was pretrained on {num_seen} of the {total} {which}volumes: scores may be too good."
+    return f"The encoder was pretrained on none of the {total} {which}volumes."
 
 
 def _places(data: dict[str, Any], run_folder: Path | None) -> Iterator[Path]:

@@ -22,10 +22,12 @@ from pretraining.finetune.results import HeldOut, metrics_of, summary, write_res
 from pretraining.finetune.saved_model import save_model
 from pretraining.finetune.settings import FineTuneSettings
 from pretraining.finetune.training import fine_tune, num_steps, predict
-from pretraining.probe_data import PHANTOMS, LabelChoice, phantom_data, scan_data
+from pretraining.label_table import PHANTOMS
+from pretraining.probe_data import LabelChoice, phantom_data, scan_data
 
 log = logging.getLogger("octfm")
 _DEFAULTS = FineTuneSettings()
+_KIND_HELP = "default: more than 10 different numbers, or fractions that hardly repeat, are a regression"
 _KINDS: dict[str, LabelKind] = {"classification": "classes", "regression": "values"}
 
 
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", required=True, help=f"prepared set, folder of scans, list, gs://..., or {PHANTOMS}: the benchmark")
     add("--labels", metavar="FILE.csv", help="table (.csv, .tsv, .parquet); default: header labels")
     add("--label", required=True, metavar="NAME", help="the label to learn")
-    add("--kind", choices=tuple(_KINDS), help="default: more than 10 different numbers are a regression")
+    add("--kind", choices=tuple(_KINDS), help=_KIND_HELP)
     add("--id-column", metavar="NAME", help="column of ids, files or patients (default: id, else file or path)")
     add("--patient-column", metavar="NAME", help="column of patients (default: as the scans' headers say)")
     add("--out", type=Path, required=True, metavar="DIR", help="where model, metrics and predictions go")
@@ -121,7 +123,7 @@ def _labelled(saved: SavedEncoder, arguments: argparse.Namespace) -> Labelled:
     if arguments.data == PHANTOMS:
         found = phantom_data(saved, choice, arguments.num_volumes)
     else:
-        found = scan_data(saved, arguments.data, choice, split=None, work=arguments.work)
+        found = scan_data(saved, arguments.data, choice, split="all", work=arguments.work)
     for note in found.notes:
         log.warning("%s", note)
     data, bad = labelled_volumes(found, arguments.label, _KINDS.get(arguments.kind))

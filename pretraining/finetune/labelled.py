@@ -16,12 +16,16 @@ from pretraining.probe_data import ProbeData
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """The K volumes that have the label: `positions` in `volumes`, the label's targets [K], their patients [K]."""
+    """The K volumes that have the label: `positions` in `volumes`, the label's targets [K], their patients [K].
+
+    seen: bool [K], the volumes that the encoder was pretrained on; None where nobody knows.
+    """
 
     volumes: VolumesWithRows
     positions: list[int]
     label: Label
     patients: np.ndarray
+    seen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -50,7 +54,8 @@ def labelled_volumes(data: ProbeData, name: str, kind: LabelKind | None) -> tupl
             bad.append(error)
     label = read_label(name, [data.labels[name.lower()][position] for position in positions], column.kind)
     patients = np.array([data.groups[position] for position in positions])
-    return Labelled(volumes=data.volumes, positions=positions, label=label, patients=patients), bad
+    seen = None if data.seen is None else np.array(data.seen, dtype=bool)[positions]
+    return Labelled(volumes=data.volumes, positions=positions, label=label, patients=patients, seen=seen), bad
 
 
 def held_out_splits(data: Labelled, settings: FineTuneSettings) -> list[Split]:

@@ -23,6 +23,7 @@ from pretraining.finetune.labelled import Labelled
 from pretraining.finetune.outputs import Outputs
 from pretraining.finetune.settings import FineTuneSettings
 from pretraining.finetune.training import Trained
+from pretraining.seen_volumes import told
 
 RESAMPLES = 1000
 
@@ -64,11 +65,19 @@ def metrics_of(
         "patients": len(set(data.patients.tolist())),
         "held_out_volumes": len(held_out.numbers),
         "held_out_patients": len(set(data.patients[held_out.numbers].tolist())),
+        "held_out_seen_in_pretraining": _num_seen(data, settings, held_out),
         "losses": trained.losses,
         "trained_parameters": trainable,
         "encoder": {"source": saved.source, "step": saved.step, "sha256": weights_sha256(saved.encoder)},
         "settings": asdict(settings),
     }
+
+
+def _num_seen(data: Labelled, settings: FineTuneSettings, held_out: HeldOut) -> int | None:
+    """Held-out volumes that the encoder was pretrained on, without their labels; None where nobody knows."""
+    if settings.init == "random":
+        return 0
+    return None if data.seen is None else int(data.seen[held_out.numbers].sum())
 
 
 def _scores(
@@ -107,11 +116,13 @@ def _predictions(data: Labelled, held_out: HeldOut) -> str:
 
 
 def summary(metrics: dict[str, Any]) -> list[str]:
-    """How many were held out, and a line per metric."""
+    """How many were held out and from whom, and a line per metric."""
     lines = [
         f"{metrics['held_out_volumes']} of {metrics['volumes']} volumes held out, of "
-        f"{metrics['held_out_patients']} of {metrics['patients']} patients"
+        f"{metrics['held_out_patients']} of {metrics['patients']} patients: unseen by this fine-tuning",
     ]
+    if metrics["settings"]["init"] == "pretrained":
+        lines.append(told(metrics["held_out_seen_in_pretraining"], metrics["held_out_volumes"], which="held-out "))
     for name, found in metrics["metrics"].items():
         value, low, high = (_text(found[key]) for key in ("value", "low", "high"))
         beside = _text(metrics["mean_predictor"][name]["value"])

@@ -1,31 +1,31 @@
 """`octfm report RUN`: one HTML page that says whether the run learned; for finished, unfinished and crashed runs."""
 
 import argparse
-import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
 from oct_foundation.runtime.exits import ExitCode
+from pretraining.command_line import with_exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page and prints the verdict; 0 whatever it is, with --strict 1 unless LEARNING, 2 for a wrong call."""
     arguments = _parser().parse_args(argv)
+    return with_exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from pretraining.report.gather import gather
     from pretraining.report.page import judgement_of, write_page
 
     target: Path = arguments.out or arguments.run / "report.html"
+    run = gather(arguments.run)
+    judgement = judgement_of(run)
     try:
-        run = gather(arguments.run)
-        judgement = judgement_of(run)
         write_page(run, judgement, target)
-    except ValueError as error:
-        print(f"octfm: {error}", file=sys.stderr)
-        return ExitCode.CONFIG
     except OSError as error:
-        print(f"octfm: {target} cannot be written ({error.strerror}); name another place with --out", file=sys.stderr)
-        return ExitCode.CONFIG
+        raise ValueError(f"{target} cannot be written ({error}); name another place with --out") from error
     print(f"{judgement.verdict}: {' '.join(judgement.reasons)}")
     print(f"{target}{'   (it shows retinas: keep it beside the data)' if run.pictures else ''}")
     if arguments.open:

@@ -96,6 +96,7 @@ def _total(run: RunRecord, summary: Mapping[str, Any]) -> int | None:
     known = (
         summary.get("total_steps"),
         facts.get("total_steps") if isinstance(facts, Mapping) else None,
+        run.planned("total_steps"),
         run.setting("train", "max_steps"),
     )
     return next((found for found in map(_whole, known) if found), None)

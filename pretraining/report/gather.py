@@ -5,6 +5,7 @@ becomes a line of `notes`, never an error; only a folder that is no run is one. 
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from oct_foundation.diagnostics.readings import Reading, readings_of
 from oct_foundation.runtime.exits import ExitRecord, read_exits
 from oct_foundation.tracking.jsonl import read_rows
 from oct_foundation.tracking.redact import REDACTED, looks_secret, redact, redact_command
+from pretraining.report.probe_files import ProbeFile, read_probes
 from pretraining.run_folder import RunFolder
 
 _LOG_LINES, _LOG_BYTES = 25, 1 << 16  # of the end of train.log
@@ -31,7 +33,7 @@ Row = Mapping[str, float]
 class RunRecord:
     """What the page knows. `rows`: the lines of metrics.jsonl that are whole, in their order.
 
-    checkpoints: manifests as they are on file, oldest first. pictures, probes: by step, ascending. last_time: of the
+    checkpoints: manifests as they are on file, oldest first. pictures: by step, ascending. last_time: of the
     last row, UTC. num_lost_rows: rows of steps that a restart had to train again.
     """
 
@@ -47,7 +49,7 @@ class RunRecord:
     data: dict[str, Any]
     bad_files: dict[str, int] | None
     pictures: dict[int, Path]
-    probes: dict[int, list[dict[str, Any]]]
+    probes: tuple[ProbeFile, ...]
     last_time: str | None
     num_lost_rows: int
     log_tail: list[str]
@@ -56,6 +58,11 @@ class RunRecord:
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of each row that has the metric."""
         return [(row["step"], row[name]) for row in self.rows if name in row]
+
+    def planned(self, name: str) -> int | None:
+        """A whole number that every reading repeats (total_steps, warmup_steps), from the newest; None without it."""
+        value = self.readings[-1].values.get(name) if self.readings else None
+        return int(value) if value is not None and math.isfinite(value) else None
 
     def setting(self, *keys: str) -> Any:
         """A value of the configuration, None where it or a section is absent."""
@@ -90,7 +97,7 @@ def gather(path: Path) -> RunRecord:
         data=data,
         bad_files=refused,
         pictures=_pictures(path / "diagnostics"),
-        probes=_probes(path / "probes", notes),
+        probes=read_probes(path / "probes", notes),
         last_time=_last_time(folder.metrics),
         num_lost_rows=sum(len(_rows(file, notes)) for file in aside),
         log_tail=_log_tail(folder.log),
@@ -230,15 +237,3 @@ def _prepared(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str,
 def _pictures(folder: Path) -> dict[int, Path]:
     found = {int(match[1]): path for path in folder.glob("*.npz") if (match := _PICTURES.fullmatch(path.name))}
     return dict(sorted(found.items()))
-
-
-def _probes(folder: Path, notes: list[str]) -> dict[int, list[dict[str, Any]]]:
-    """Tables by step; one that is torn becomes a note."""
-    tables = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            tables[int(path.stem)] = [row for row in table if isinstance(row, dict)]
-        except (OSError, ValueError, TypeError):
-            notes.append(f"probes/{path.name} cannot be read and is left out.")
-    return dict(sorted(tables.items()))

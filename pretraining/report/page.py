@@ -22,7 +22,8 @@ from pretraining.report.facts import facts_of
 from pretraining.report.figures import Figure, sections
 from pretraining.report.gather import RunRecord
 from pretraining.report.pictures import show, similarity_gradient
-from pretraining.report.probe_table import groups_of
+from pretraining.report.probe_files import ProbeFile, newest_of_each
+from pretraining.report.probe_table import ProbeGroup, groups_of
 
 _TEMPLATE = "page.html.jinja"
 _PHASES = {
@@ -59,13 +60,13 @@ _VERDICTS = {
 
 
 def judgement_of(run: RunRecord) -> Judgement:
-    """What the running job would have said after the newest reading."""
-    warmup = run.setting("optim", "warmup_steps")
-    return judge(
-        run.readings,
-        warmup_steps=warmup if isinstance(warmup, int) else 0,
-        total_steps=ending_of(run).total or 0,
-    )
+    """What the running job would have said after the newest reading, which knows the plan of the run."""
+    warmup = run.planned("warmup_steps")
+    if warmup is None:
+        setting = run.setting("optim", "warmup_steps")
+        warmup = setting if isinstance(setting, int) else 0
+    total = run.planned("total_steps") or ending_of(run).total or 0
+    return judge(run.readings, warmup_steps=warmup, total_steps=total)
 
 
 def write_page(run: RunRecord, judgement: Judgement, target: Path) -> None:
@@ -88,10 +89,6 @@ def render(run: RunRecord, judgement: Judgement) -> str:
     colour, meaning = _VERDICTS[judgement.verdict]
     ending = ending_of(run)
     pictures = show(run.pictures, notes)
-    probe_step = max(run.probes, default=None)
-    probes, num_left_out = groups_of(run.probes[probe_step] if probe_step is not None else [])
-    if num_left_out:
-        notes.append(f"{num_left_out} rows of probes/{probe_step}.json lack a part or a number and are left out.")
     return template.render(
         name=run.setting("name") or "unnamed run",
         run_id=run.run_id,
@@ -106,8 +103,7 @@ def render(run: RunRecord, judgement: Judgement) -> str:
         sections=[(section, [_drawn(figure) for figure in section.figures]) for section in sections(run)],
         pictures=pictures,
         similarity_gradient=similarity_gradient() if pictures else "",
-        probe_step=probe_step,
-        probes=probes,
+        probes=_probes(run, notes),
         phases=_phases(run),
         update_seconds=_update_seconds(run),
         bad_files=_bad_files(run.bad_files),
@@ -117,6 +113,18 @@ def render(run: RunRecord, judgement: Judgement) -> str:
         log_tail=[] if ending.state == "finished" else run.log_tail,
         notes=notes,
     )
+
+
+def _probes(run: RunRecord, notes: list[str]) -> list[tuple[ProbeFile, list[ProbeGroup]]]:
+    """Of each data set the newest table, with its groups; what cannot be shown becomes a note."""
+    found = []
+    for file in newest_of_each(run.probes):
+        groups, num_left_out = groups_of(file.rows)
+        if num_left_out:
+            notes.append(f"{num_left_out} rows of probes/{file.name} lack a part or a number and are left out.")
+        if groups:
+            found.append((file, groups))
+    return found
 
 
 def _drawn(figure: Figure) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows of probes/<step>.json -> groups to compare: one label read by one probe, the encoder beside its controls.
+"""Rows of one file of probes -> groups to compare: one label read by one probe, the encoder beside its controls.
 
 A score without its interval and its controls says nothing, so both are always shown, on one scale a group.
 """
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from oct_foundation.diagnostics.probes import ENCODER, NOTHING_KNOWN
 from oct_foundation.diagnostics.scores import Metric, higher_is_better
 
-_ENCODER, _NO_PROBE = "encoder", "mean"
-# Where a probe that knows nothing stands: R2 of the mean, AUC of a coin. Others have no such point.
-_NOTHING_KNOWN = {"r2": 0.0, "auroc": 0.5}
+_NO_PROBE = "mean"
+_NOTHING_KNOWN: Mapping[str, float] = {str(metric): value for metric, value in NOTHING_KNOWN.items()}
 _LESS_IS_BETTER = {metric for metric in get_args(Metric) if not higher_is_better(metric)}
 
 
@@ -57,7 +57,7 @@ def groups_of(table: Sequence[Mapping[str, Any]]) -> tuple[list[ProbeGroup], int
     for label, metric in dict.fromkeys((row["label"], row["metric"]) for row in shown):
         rows = [row for row in shown if (row["label"], row["metric"]) == (label, metric)]
         # The mean predictor has a probe of its own, and some controls have none for tokens: they join the encoder's.
-        probes = dict.fromkeys(row["probe"] for row in rows if row["contestant"] == _ENCODER)
+        probes = dict.fromkeys(row["probe"] for row in rows if row["contestant"] == ENCODER)
         for probe in probes or dict.fromkeys(row["probe"] for row in rows):
             own = [row for row in rows if row["probe"] == probe]
             groups.append(_group(label, probe, metric, own + (_joining(rows, own) if probes else [])))
@@ -99,11 +99,11 @@ def _group(label: str, probe: str, metric: str, rows: Sequence[Mapping[str, Any]
     contestants = [
         ContestantRow(
             contestant=row["contestant"].replace("_", " "),
-            is_encoder=row["contestant"] == _ENCODER,
+            is_encoder=row["contestant"] == ENCODER,
             score=row["score"],
             low=row["low"],
             high=row["high"],
-            text=f"{row['score']:.{places}f} [{row['low']:.{places}f}, {row['high']:.{places}f}]",
+            text=f"{row['score']:z.{places}f} [{row['low']:z.{places}f}, {row['high']:z.{places}f}]",  # z: no -0.0
             left=percent(row["low"]),
             width=percent(row["high"]) - percent(row["low"]),
             dot=percent(row["score"]),

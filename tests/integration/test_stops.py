@@ -68,6 +68,7 @@ def test_a_rank_that_raises_takes_the_other_along_and_is_named_first(train, tmp_
     assert "BrokenProcessPool" not in run.output
 
 
+@pytest.mark.slow
 def test_rank_0_says_why_it_raises_before_it_tidies_up(train, tmp_path):
     run = train(tmp_path, *SHORT, *TWO_RANKS, fault="crash@0:3", code=1)
     first, second = read_exits(tmp_path / "exits")
@@ -77,6 +78,7 @@ def test_rank_0_says_why_it_raises_before_it_tidies_up(train, tmp_path):
     assert run.summary["outcome"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_last_save_that_fails_is_no_rank_s_success(train, tmp_path, monkeypatch):
     monkeypatch.setenv("VANISH", str(tmp_path / "checkpoints"))
     run = train(tmp_path, *SHORT, *TWO_RANKS, fault=f"vanish@0:{STEPS - 1}", code=ExitCode.STORAGE)
@@ -102,6 +104,7 @@ def test_a_hang_ends_with_the_stacks_of_every_rank(train, tmp_path, ranks):
     assert run.output.count("most recent call first") >= 2 * len(records)
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_same_place_stops_and_harms_nothing(train, tmp_path, prepared_cache):
     long = ("train.max_steps=100000", "train.epochs=100000", "checkpoint.every_steps=2", "wandb.mode=disabled")
     command = [sys.executable, "-m", "pretraining.train", str(SMOKE), "--device", "cpu", f"output_dir={tmp_path}",

@@ -52,6 +52,7 @@ def reading(step: int, *, dead: bool) -> dict[str, float]:
         "foreground_pos_ratio": 1.2 * ratio,
         "rankme_pooled": 8 + 29 * early,
         "lidar": 3 + 19 * early,
+        "scan_r2": 0.3 + (1 - early) * (-0.25 if dead else 0.3),
         "ema_gap/blocks": 0.01,
         "update_ratio/encoder": 0.001 * (1 + 0.1 * math.sin(step)),
         "domain_loss/topcon": 0.1 * early,
@@ -126,6 +127,6 @@ def write_pictures(folder: Path, step: int, *, num_volumes: int = 2, vendor: str
 
 
 def probe_row(contestant: str, score: float, **changes: Any) -> dict[str, Any]:
-    """A row of probes/<step>.json, with an interval of .05 to either side."""
+    """A row of probes/<step>-<data>.json, with an interval of .05 to either side."""
     about = {"label": "drusen_count", "metric": "r2", "probe": "ridge", "num_volumes": 256, "num_patients": 128}
     return {**about, "contestant": contestant, "score": score, "low": score - 0.05, "high": score + 0.05, **changes}

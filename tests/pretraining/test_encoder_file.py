@@ -96,6 +96,14 @@ def test_what_is_no_encoder_is_refused_with_what_is_allowed(tmp_path, run):
             load_encoder(str(source), step=step)
 
 
+def test_a_step_that_contradicts_the_path_is_refused(run):
+    folder, _ = run
+    newest = next((folder / "checkpoints").glob("step-00000005-*"))
+    assert load_encoder(str(newest), step=5).step == 5
+    with pytest.raises(ValueError, match="is the checkpoint of step 5, --step says 3; leave one of them out"):
+        load_encoder(str(newest), step=3)
+
+
 def test_an_export_holds_one_step(run, tmp_path):
     folder, _ = run
     export([str(folder), "--to", "safetensors", "--out", str(tmp_path)])

@@ -9,6 +9,7 @@ import yaml
 from oct_foundation.models.encoder import standardize
 from pretraining.encoder_file import load_encoder, read_weights
 from pretraining.export import main as export
+from tests.pretraining.report_runs import probe_row
 
 SQUARE = {"positions": "rotary", "rope_layout": "vjepa2"}
 
@@ -131,6 +132,37 @@ def test_a_card_shows_the_verdict_of_its_run(save_run, tmp_path):
     export([str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "hf")])
     text = card(tmp_path / "hf")[1]
     assert any(f"**{verdict}.**" in text for verdict in ("LEARNING", "NOT LEARNING", "COLLAPSED", "CANNOT TELL"))
+
+
+def test_a_card_shows_probes_of_the_exported_weights_and_says_where_they_are_of_others(save_run, tmp_path):
+    save_run(tmp_path / "run")
+    (tmp_path / "run" / "probes").mkdir()
+    secret = str(tmp_path / "clinic-of-dr-who")
+    about = {"acquaintance": "The encoder was pretrained on 3 of the 9 volumes: scores may be too good."}
+    for name, label, data, more in [
+        ("3-phantoms.json", "of_3", "phantoms", {}),
+        ("3-a-000000.json", "of_3_too", secret, {"split": "val and test", **about}),
+        ("5-phantoms.json", "of_5", "phantoms", {}),
+    ]:
+        rows = [probe_row("encoder", 0.7, label=label, data=data, **more)]
+        (tmp_path / "run" / "probes" / name).write_text(json.dumps(rows))
+    texts = {}
+    for step in ("3", "5"):
+        export([str(tmp_path / "run"), "--to", "hf", "--step", step, "--out", str(tmp_path / step)])
+        texts[step] = card(tmp_path / step)[1]
+    assert "Generated eyes (phantoms), weights after 5 updates:" in texts["5"]
+    assert "| of 5 | ridge |" in texts["5"]
+    assert "of 3" not in texts["5"]
+    assert "Data set 1, val and test, weights after 3 updates:" in texts["3"]
+    assert f"updates:\n\n{about['acquaintance']}\n\n| label | probe |" in texts["3"]
+    assert "not of the weights in this folder" not in texts["3"] + texts["5"]
+    assert "clinic" not in texts["3"]
+    (tmp_path / "run" / "probes" / "5-phantoms.json").unlink()
+    export([str(tmp_path / "run"), "--to", "hf", "--step", "5", "--out", str(tmp_path / "5")])
+    text = card(tmp_path / "5")[1]
+    assert "Generated eyes (phantoms), weights after 3 updates:" in text
+    assert text.count("**These scores are not of the weights in this folder**, which are those after 5 updates") == 2
+    assert "\n\n| label | probe |" in text  # Markdown needs an empty line before a table
 
 
 def test_a_wrong_call_is_one_line(tmp_path, capsys):

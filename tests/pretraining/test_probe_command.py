@@ -11,12 +11,16 @@ import pydicom
 import pytest
 from rich.console import Console
 
+from data_setup.index import PreparedSet
 from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeSettings, probe
 from pretraining.embedding import embed, open_volumes
 from pretraining.encoder_file import load_encoder
+from pretraining.probe import _within_memory
 from pretraining.probe import main as probe_command
-from pretraining.probe_output import print_table, write_json
+from pretraining.probe_output import data_slug, print_table, write_json
+from pretraining.report.command import main as report
+from pretraining.report.probe_files import read_probes
 from pretraining.report.probe_table import groups_of
 
 FEW = ["--folds", "3", "--resamples", "100"]
@@ -37,13 +41,18 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def kept(run, step):
+    """The rows of the step in the run, by the data that they are about."""
+    return {file.data: file.rows for file in read_probes(run / "probes", []) if file.step == step}
+
+
 def test_scores_are_those_of_the_saved_encoder_and_lie_in_the_run(run, prepared_scans, scan_labels, capsys):
     call = ["--labels", scan_labels, "--patient-column", "patient", "--label", "brightness", "--probes", "ridge"]
     assert command(run, "--data", prepared_scans, *call, *FEW) == 0
     printed = capsys.readouterr().out
     assert "brightness" in printed
     assert "(12 of 6)" in printed
-    rows = read(run / "probes" / "5.json")
+    rows = kept(run, 5)[str(prepared_scans)]
     found = embed(load_encoder(str(run)).encoder, open_volumes(str(prepared_scans), (8, 32, 32)))
     with open(scan_labels) as file:
         by_id = {row["id"]: row for row in csv.DictReader(file)}
@@ -66,7 +75,7 @@ def test_the_report_shows_every_row(run, prepared_scans, scan_labels, tmp_path):
     call = ["--labels", scan_labels, "--patient-column", "patient", "--json", out, "--step", "3"]
     assert command(run, "--data", prepared_scans, *call, *FEW) == 0
     rows = read(out)
-    assert rows == read(run / "probes" / "3.json")
+    assert rows == kept(run, 3)[str(prepared_scans)]
     assert {row["label"] for row in rows} == {"brightness", "bright", "clinic"}
     assert {row["probe"] for row in rows} == {"ridge", "logistic", "knn", "attentive", "mean"}
     groups, left_out = groups_of(rows)
@@ -112,6 +121,104 @@ def test_phantoms_bring_their_own_labels(run, tmp_path):
     assert all(row["num_patients"] == 40 for row in rows)
 
 
+def test_patches_are_read_beside_volumes(save_run, tmp_path):
+    run = tmp_path / "run"
+    save_run(run, patch_size=(2, 8, 8))
+    out = tmp_path / "probes.json"
+    call = ["--num-volumes", 40, "--dense", "--label", "vendor", "patch/layer", "patch/fluid", "--probes", "logistic"]
+    assert command(run, "--data", "phantoms", *call, "--json", out, *FEW) == 0
+    rows = read(out)
+    assert {row["label"] for row in rows} == {"vendor", "patch/layer", "patch/fluid"}
+    patches = [row for row in rows if row["label"] == "patch/layer" and row["metric"] == "auroc"]
+    assert {row["contestant"] for row in patches} == {"encoder", "random_init", "pca", "intensity", "mean_predictor"}
+    assert {(row["num_volumes"], row["num_patients"]) for row in patches} == {(40, 40)}
+    score = {row["contestant"]: row["score"] for row in patches}
+    assert score["intensity"] > 0.7  # the vitreous is dark
+    assert score["mean_predictor"] == 0.5
+    assert rows == read(run / "probes" / "5-phantoms-dense.json")
+
+
+def test_patches_alone_need_no_volumes_labels(run, tmp_path):
+    out = tmp_path / "probes.json"
+    call = ["--num-volumes", 40, "--dense", "--label", "patch/layer", "--json", out]
+    assert command(run, "--data", "phantoms", *call, *FEW) == 0
+    assert {row["label"] for row in read(out)} == {"patch/layer"}
+
+
+def test_two_data_sets_at_one_step_have_files_of_their_own(save_run, prepared_scans, scan_labels, tmp_path):
+    run = tmp_path / "run"
+    save_run(run)
+    call = ["--probes", "ridge", *FEW]
+    assert command(run, "--data", "phantoms", "--num-volumes", 20, "--label", "thickness_um", *call) == 0
+    assert command(run, "--data", prepared_scans, "--labels", scan_labels, "--label", "brightness", *call) == 0
+    found = kept(run, 5)
+    assert {name: rows[0]["label"] for name, rows in found.items()} == {
+        "phantoms": "thickness_um",
+        str(prepared_scans): "brightness",
+    }
+
+
+def test_a_slug_tells_data_splits_and_tables_apart():
+    slugs = [
+        data_slug("phantoms"),
+        data_slug("phantoms", dense=True),
+        data_slug("/a/Prepared Set/"),
+        data_slug("/b/Prepared Set"),
+        data_slug("/a/Prepared Set", split="val and test"),
+        data_slug("/a/Prepared Set", labels="/a/labels.csv"),
+        data_slug("gs://bucket/a"),
+    ]
+    assert len(set(slugs)) == len(slugs)
+    assert slugs[:2] == ["phantoms", "phantoms-dense"]
+    assert slugs[2].startswith("prepared-set-")
+    assert slugs[4].startswith("prepared-set-val-test-")
+    assert data_slug("/a/Prepared Set") == slugs[2]
+
+
+def test_tokens_that_would_fill_the_memory_are_refused_or_left_out(run):
+    saved, settings = load_encoder(str(run)), ProbeSettings(probes=("ridge", "attentive"))
+    assert _within_memory(settings, 12, saved, explicit=True) == (settings, [])
+    fewer, [note] = _within_memory(settings, 10**9, saved, explicit=False)
+    assert fewer.probes == ("ridge",)
+    # 8 x 96 numbers of 4 bytes for each volume, 5 copies
+    assert "the attentive probe would take 15360.0 GB" in note.replace(",", "")
+    with pytest.raises(ValueError, match=r"--probes: .*; use --probes ridge, or fewer volumes"):
+        _within_memory(settings, 10**9, saved, explicit=True)
+
+
+@pytest.fixture
+def own_run(run, prepared_scans, tmp_path):
+    """A run with the set in it that it was trained on; its train split has 8 of 12 volumes."""
+    folder = shutil.copytree(run, tmp_path / "own", ignore=shutil.ignore_patterns("probes"))
+    shutil.copytree(prepared_scans, folder / "prepared")
+    return folder
+
+
+def test_of_its_own_training_set_an_encoder_is_scored_on_the_rest_unless_all_is_asked_for(
+    own_run, prepared_scans, scan_labels, capsys, caplog, tmp_path
+):
+    out = tmp_path / "probes.json"
+    call = ["--labels", scan_labels, "--label", "brightness", "--probes", "ridge", "--folds", 3, "--resamples", 100]
+    call = ["--data", prepared_scans, *call, "--json", out]
+    num_held_out = sum(row.split != "train" for row in PreparedSet.load(prepared_scans).accepted())
+    assert 0 < num_held_out < 12
+    assert command(own_run, *call) == 0
+    assert "its val and test volumes only; --split all takes all" in caplog.text
+    assert f"pretrained on none of the {num_held_out} volumes" in capsys.readouterr().out
+    row = read(out)[0]
+    assert (row["num_volumes"], row["split"], row["seen_in_pretraining"]) == (num_held_out, "val and test", 0)
+    assert command(own_run, *call, "--split", "all") == 0
+    warning = f"pretrained on {12 - num_held_out} of the 12 volumes: scores may be too good"
+    assert f"NOT UNSEEN. The encoder was {warning}" in capsys.readouterr().out
+    row = read(out)[0]
+    assert (row["num_volumes"], row["split"], row["seen_in_pretraining"]) == (12, "all", 12 - num_held_out)
+    assert report([str(own_run)]) == 0
+    page = (own_run / "report.html").read_text()
+    assert warning in page
+    assert "Not unseen." in page
+    assert f"On {prepared_scans}, val and test" in page
+
+
 def test_an_encoder_outside_of_a_run_writes_only_what_is_asked_for(run, prepared_scans, scan_labels, tmp_path):
     lone = shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
     call = ["--labels", scan_labels, "--label", "brightness", "--probes", "ridge", "--pooling", "mean_std"]
@@ -137,6 +244,7 @@ def test_volumes_that_cannot_be_read_are_left_out_of_everything(run, prepared_sc
         (["--classes", "age"], "--classes or --values: there is no label age"),
         (["--classes", "clinic", "--values", "clinic"], "clinic: named in --classes and in --values"),
         (["--probes", "svm"], "probes must be some of ridge, logistic, knn, attentive; found svm"),
+        (["--dense"], "--dense needs --data phantoms"),
         (["--label", "clinic"], "3 patients of class 'east' cannot fill 5 folds"),
         (["--patient-column", "family"], "has no column family"),
         (["--id-column", "scan"], "has no column scan; give --id-column, one of: id, patient"),

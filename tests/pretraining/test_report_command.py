@@ -1,8 +1,10 @@
 """`octfm report` as its users meet it: any run folder, in whatever state, becomes a page; anything else a remedy."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,47 @@ def test_a_crashed_run_says_where_and_of_what_it_died(tmp_path: Path) -> None:
     assert "The record holds 3.1 min of updates." in page  # 230 of 0.8 s
 
 
+def planned(lines: list[dict[str, Any]], **plan: float) -> list[dict[str, Any]]:
+    """The rows, with the plan of the run in every reading."""
+    named = {f"diag/{name}": value for name, value in plan.items()}
+    return [{**line, **named} if "diag/loss" in line else line for line in lines]
+
+
+def test_the_plan_in_the_readings_comes_before_all_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page_of(write_run(tmp_path / "a", planned(rows(), total_steps=TOTAL, warmup_steps=550.0)))
+    said = capsys.readouterr().out
+    assert said.startswith("CANNOT TELL")  # config.yaml says 50
+    assert "after the warm-up of 550 steps" in said
+    behind = [{**line, "diag/probe/drusen_count": 0.3} if "diag/loss" in line else line for line in rows()]
+    page_of(write_run(tmp_path / "b", planned(behind, total_steps=10_000.0, warmup_steps=0.0)))
+    assert "It is too early for this to count." in capsys.readouterr().out  # 600 of 10,000
+    page_of(write_run(tmp_path / "c", behind))
+    assert "too early" not in capsys.readouterr().out  # 600 of 600
+
+
+def test_what_can_be_read_of_the_scans_has_a_figure(alive: Path) -> None:
+    assert 'id="scan-r2"' in page_of(alive)
+
+
+def test_tables_of_all_data_are_shown_each_at_its_newest_step(small: Path) -> None:
+    (small / "probes").mkdir()
+    for name, label, data in [
+        ("1.json", "oldest", "somewhere"),
+        ("1-phantoms.json", "older", "phantoms"),
+        ("2-phantoms.json", "newer", "phantoms"),
+        ("1-a-123456.json", "other", "/data/a"),
+    ]:
+        rows = [probe_row("encoder", 0.7, label=label, data=data)]
+        (small / "probes" / name).write_text(json.dumps(rows))
+    page = page_of(small)
+    assert re.findall(r"<h3>(\w+) <span class=\"soft\">· ridge", page) == ["oldest", "other", "newer"]
+    assert re.findall(r"<h3 class=\"probed\">On ([^ ]*) <span class=\"soft\">· after update (\d)", page) == [
+        ("somewhere", "1"),
+        ("/data/a", "1"),
+        ("phantoms", "2"),
+    ]
+
+
 def test_an_unfinished_run_is_not_called_dead(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", rows(last_step=300), summary=None))
     assert f"Not finished: the record ends after 300 of {TOTAL} updates." in page
@@ -98,7 +141,16 @@ def test_what_is_no_run_is_refused_with_a_remedy(tmp_path: Path, what: str, caps
 
 def test_a_place_that_cannot_be_written_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(small), "--out", str(small / "run_id" / "page.html")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be written ([Errno 17] File exists: " in said
+    assert "name another place with --out" in said
+
+
+def test_a_disk_that_fails_while_reading_is_not_blamed_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / ("x" * 300))]) == 74
+    assert "octfm: stopped: [Errno 36] File name too long" in capsys.readouterr().err
 
 
 def test_equal_folders_give_equal_bytes(alive: Path, tmp_path: Path) -> None:

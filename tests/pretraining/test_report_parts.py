@@ -98,6 +98,11 @@ def test_the_encoder_is_better_where_its_interval_clears_all_controls() -> None:
     assert (group.rows[0].dot, group.rows[0].width) == pytest.approx((100 * 0.71 / 0.76, 100 * 0.1 / 0.76))
 
 
+def test_no_score_is_minus_nothing() -> None:
+    (group,), _ = groups_of([probe_row("encoder", -0.004, low=-0.6, high=0.5), probe_row("pca", 0.1)])
+    assert group.rows[0].text == "0.0 [-0.6, 0.5]"
+
+
 def test_overlap_with_one_control_is_no_win_and_below_all_is_a_loss() -> None:
     controls = [probe_row("random_init", 0.5), probe_row("pca", 0.65)]
     assert groups_of([*controls, probe_row("encoder", 0.7)])[0][0].outcome == "not told apart"

@@ -72,6 +72,25 @@ def test_a_class_is_scored_by_auroc_beside_the_mean_predictor(call):
     assert all(float(row["p(no)"]) + float(row["p(yes)"]) == pytest.approx(1) for row in rows)
 
 
+def test_it_says_from_whom_the_held_out_volumes_are_unseen(call, run, tmp_path, prepared_scans, scan_labels, capsys):
+    _, metrics, _ = call("brightness", "--epochs", "1", "--kind", "regression")
+    said = capsys.readouterr().out
+    assert "patients: unseen by this fine-tuning" in said
+    assert "Nothing here says which volumes the encoder was pretrained on" in said
+    assert metrics["held_out_seen_in_pretraining"] is None
+    own = shutil.copytree(run, tmp_path / "own")
+    shutil.copytree(prepared_scans, own / "prepared")
+    arguments = [str(own), "--data", str(prepared_scans), "--labels", str(scan_labels), "--label", "brightness"]
+    arguments += ["--kind", "regression", "--epochs", "1", "--folds", "2", "--out", str(tmp_path / "two")]
+    num_seen = sum(row.split == "train" for row in PreparedSet.load(prepared_scans).accepted())
+    assert finetune(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"The encoder was pretrained on {num_seen} of the 12 held-out volumes: scores may be too good." in said
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["held_out_seen_in_pretraining"] == num_seen
+    assert finetune([*arguments, "--init", "random"]) == 0
+    assert "pretrained on" not in capsys.readouterr().out
+
+
 def test_what_is_saved_is_what_was_scored(call, tmp_path, prepared_scans):
     call("brightness", "--epochs", "2", "--kind", "regression")
     with (tmp_path / "out" / "predictions.csv").open() as file:
@@ -113,7 +132,7 @@ def test_freeze_trains_the_head_alone_and_random_starts_elsewhere(call, run, tmp
 
 def labelled(run, prepared_scans, table, name="brightness", **columns):
     choice = LabelChoice(table=str(table), names=(name,), **columns)
-    data = scan_data(load_encoder(str(run)), str(prepared_scans), choice, split=None, work=None)
+    data = scan_data(load_encoder(str(run)), str(prepared_scans), choice, split="all", work=None)
     return labelled_volumes(data, name, None)[0]
 
 

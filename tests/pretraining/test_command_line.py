@@ -1,0 +1,30 @@
+"""What every command says when it ends early, and how much memory it thinks there is."""
+
+import pytest
+
+from pretraining.command_line import with_exit_code
+from pretraining.free_memory import free_bytes
+
+
+def test_an_interrupted_command_says_no_more_than_that(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert with_exit_code(interrupted) == 130
+    assert capsys.readouterr().err == "octfm: interrupted\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError("no"), 2), (OSError("disk"), 74)])
+def test_errors_become_one_line_and_a_code(capsys, error, code):
+    def failing():
+        raise error
+
+    assert with_exit_code(failing) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_free_memory_is_what_the_machine_has_available(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  9000 kB\nMemFree: 1 kB\nMemAvailable:       2048 kB\n")
+    assert free_bytes(meminfo) == 2048 * 1024
+    assert free_bytes(tmp_path / "absent") is None
