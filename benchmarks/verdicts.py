@@ -150,7 +150,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="recipes whose name holds this")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rejudge", action="store_true", help="judge the runs of --json again; nothing is trained")
+    parser.add_argument(
+        "--markdown", action="store_true", help="the runs of --json as the table of docs/diagnostics.md"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.markdown:
+        print(markdown(arguments.json))
+        return
     if arguments.rejudge:
         report(rejudged(arguments.json))
         return
@@ -192,6 +198,26 @@ def rejudged(path: Path) -> list[Judged]:
         print(line(one))
     path.write_text(json.dumps({**facts, "runs": [asdict(one) for one in found]}, indent=1) + "\n")
     return found
+
+
+def markdown(path: Path) -> str:
+    """A row per run, healthy recipes first, as they are listed above."""
+    facts = json.loads(path.read_text())
+    order = [recipe.name for recipe in recipes(facts["set"])]
+    rows = [
+        "| recipe | seed | loss | error / average scan | centred cosine | spread | gain of probes | learned | said |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in sorted(facts["runs"], key=lambda run: order.index(run["name"])):
+        first, last = run["readings"][0], run["readings"][-1]
+        interval = f"{run['gain']:+.3f} [{run['gain_low']:+.3f}, {run['gain_high']:+.3f}]"
+        cells = [
+            run["name"].replace("_", " "), run["seed"], f"{run['loss']:.4f}", f"{last['pos_ratio']:.2f}",
+            f"{last['centred_cos']:.2f}", f"{last['pooled_std'] / first['pooled_std']:.2f}", interval,
+            "yes" if run["learned"] else "no", run["verdict"] + ("" if run["right"] else " **(wrong)**"),
+        ]  # fmt: skip
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
 
 
 def verdict_of(said: Judgement, *, learned: bool) -> dict[str, Any]:

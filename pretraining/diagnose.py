@@ -126,7 +126,8 @@ class Diagnostics:
         moved = movements(model, state.optimizer)
         runtime.end_step()
         values = runtime.fetch(moved)
-        skipped = state.step > 0 and not values.pop("finite", 1.0)
+        finite = values.pop("finite")
+        skipped = state.step > 0 and not finite
         return {name: value for name, value in values.items() if not (skipped and name.startswith("update_ratio/"))}
 
     def _legible(self, pooled: np.ndarray) -> dict[str, float]:

@@ -52,8 +52,8 @@ class Thresholds:
 
     pos_ratio: error over that of the position average, dead 1.09 and 1.38, alive .06-.39 [T].
     centred_cos: runs whose probes gained .52 or more, but for one; others at most .35 [F].
-    legible_more, legible_less: scan_r2 over its initial value: the run that gained though its predictor was taught
-    nonsense 1.5, others that gained .83 to 1.3; healthy-looking ones that did not .67 and .70 [F].
+    legible_more: scan_r2 over its initial value: 1.5 in the run that gained though its predictor was taught nonsense,
+    at most 1.3 in others [F].
     spread: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T].
     token_cosine: dead .993, alive at most .902 [T]. baseline_drop: loss_pos over its initial value, dead .03-.04, alive
     at least .4 [T]. leak_ratio: a pos_ratio below it leaves no room for speckle; the best live run has .06 [T].
@@ -72,7 +72,6 @@ class Thresholds:
     pos_ratio: float = 1.0
     centred_cos: float = 0.4
     legible_more: float = 1.35
-    legible_less: float = 0.76
     spread: float = 1 / 3
     token_cosine: float = 0.98
     baseline_drop: float = 0.2

@@ -327,7 +327,7 @@ def test_data_without_manifest_and_a_lying_hint_are_nothing(tmp_path):
 
 
 def test_the_last_ones_and_the_best_stay(tmp_path):
-    saver = manager(tmp_path, settings=CheckpointSettings(every_steps=1, keep_last=2))
+    saver = manager(tmp_path, settings=CheckpointSettings(every_steps=1, keep_last=2, best_metric="val/loss"))
     for step, loss in [(10, 0.5), (20, 0.1), (30, float("nan")), (40, 0.4), (50, 0.3)]:
         saver.save(step, state(step), {"val/loss": loss}, {})
     assert saver.steps() == [20, 40, 50]

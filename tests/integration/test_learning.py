@@ -12,7 +12,7 @@ from benchmarks.recipes import MILD, Outcome, Recipe, run_recipe
 from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark, write_benchmark
 from oct_foundation.diagnostics.verdicts import judge
 
-STEPS, WARMUP = 200, 50
+STEPS, WARMUP = 250, 50
 EYES = BenchmarkSettings(num_volumes=224, image_size=(16, 64, 64), seed=1, ranges=MILD)
 
 
