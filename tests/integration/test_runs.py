@@ -60,7 +60,8 @@ def test_a_run_is_looked_at_before_on_the_way_and_at_the_end_and_devices_see_the
     assert cpu_run.curve("diag/loss")[6] == pytest.approx(cpu_run.curve("val/loss")[6], rel=1e-5)
     assert cpu_run.summary["verdict"] == "CANNOT TELL"  # two held-out volumes, six steps
     assert [path.name for path in sorted((cpu_run.folder / "diagnostics").iterdir())] == [
-        "pictures-0.npz", "pictures-3.npz", "pictures-6.npz"
+        "pictures-0.npz",
+        "pictures-6.npz",
     ]  # fmt: skip
 
 
