@@ -101,7 +101,10 @@ def _labels(config: RunConfig, prepared: PreparedSet, held_out: HeldOut, folder:
     groups = _patients(table, prepared, held_out.ids)
     usable = {name: column for name, column in columns.items() if _can_be_probed(name, column, groups)}
     if not usable:
-        raise ConfigError(f"diagnostics.labels={wanted}: no column has two values among {len(groups)} held-out volumes")
+        raise ConfigError(
+            f"diagnostics.labels={wanted}: no column can be probed for among {len(groups)} held-out volumes, the log "
+            f"says why; hold out more of them (data.val_fraction), or set diagnostics.labels=null"
+        )
     log.info("probes during training: %s", ", ".join(usable))
     return ProbeLabels(columns=usable, groups=groups, kinds=KINDS)
 
