@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -33,16 +33,7 @@ from oct_foundation.diagnostics.verdicts import Judgement, judge
 SIZE = (16, 64, 64)
 NUM_TRAIN, NUM_VAL, NUM_JUDGED, WARMUP = 480, 96, 480, 50
 LABELS = ("thickness_um", "drusen_load", "fluid", "vessel_density", "laterality", "fovea_x_mm")
-BROKEN: tuple[Breakage, ...] = (
-    "no_stop_gradient",
-    "position_only_targets",
-    "constant_data",
-    "frozen_encoder",
-    "leaking_masks",
-    "shuffled_context",
-    "dead_predictor",
-    "bf16_teacher",
-)
+BROKEN: tuple[Breakage, ...] = get_args(Breakage)
 
 
 def recipes(which: str) -> list[Recipe]:

@@ -95,7 +95,8 @@ class Diagnostics:
         model = state.model
         assert isinstance(model, VJEPA3D)
         if bad := sorted({name for names in runtime.gather(self.observer.unreadable()) for name in names}):
-            log.warning("step %d: no reading, held-out volumes cannot be read: %s", state.step, ", ".join(bad))
+            if runtime.rank == 0:
+                log.warning("step %d: no reading, held-out volumes cannot be read: %s", state.step, ", ".join(bad))
             return None
         observation, layer = self.observer.observe(model)
         values = self._moved(model, state, runtime)
@@ -111,9 +112,8 @@ class Diagnostics:
             if norms and self.clip_norm is not None:
                 values["clipped_share"] = sum(norm > self.clip_norm for norm in norms) / len(norms)
             if bool(torch.isfinite(observation.pooled).all()):
-                values |= self._legible(observation.pooled.numpy()) | self._probed(
-                    observation.pooled.numpy(), state.step
-                )
+                pooled = observation.pooled.numpy()
+                values |= self._legible(pooled) | self._probed(pooled, state.step)
             self._show(state.step, layer)
             reading = Reading(step=state.step, values=values)
             self.readings = [other for other in self.readings if other.step != state.step] + [reading]

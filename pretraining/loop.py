@@ -112,8 +112,7 @@ def train(run: Run) -> None:
             log.warning("%s", silence)
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
-        read = run.diagnostics is not None and run.diagnostics.due(state.step)
-        if read:
+        if read := run.diagnostics is not None and run.diagnostics.due(state.step):
             diagnose(run, batches[-1])
         if state.step == run.total_steps:
             save_last(run)
@@ -221,9 +220,9 @@ def diagnose(run: Run, batch: Any = None) -> None:
     if (diagnostics := run.diagnostics) is None:
         return
     with run.stopwatch.phase("diagnostics"), run.life.watchdog.phase("validation"):
-        found = diagnostics.read(run.state, run.runtime, run.schedules.at(max(run.state.step - 1, 0)), batch)
-    if found is None:
-        return
+        scalars = run.schedules.at(max(run.state.step - 1, 0))
+        if (found := diagnostics.read(run.state, run.runtime, scalars, batch)) is None:
+            return
     values, run.judgement = found
     named = {f"{PREFIX}{name}": value for name, value in values.items()}
     run.last = {name: value for name, value in run.last.items() if not name.startswith(PREFIX)} | named
@@ -284,9 +283,7 @@ def stop(run: Run, code: ExitCode) -> None:
     step, gather = run.state.step, run.runtime.gather
     if code == ExitCode.NOT_LEARNING:
         found = " ".join(run.judgement.reasons) if run.judgement else ""
-        trouble = gather(_save_now(run, timeout_s=None))[0]
-        if not run.config.checkpoint.enabled:
-            trouble = "checkpoints are off"
+        trouble = gather(_save_now(run, timeout_s=None))[0] if run.config.checkpoint.enabled else "checkpoints are off"
         saved = f"not saved: {trouble}" if trouble else "saved for a look at it"
         raise StoppedError(code, f"stopped at step {step}, {saved}, since the encoder has collapsed. {found}")
     if code != ExitCode.STOPPED:
