@@ -20,8 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.baselines import MaskedAutoencoder, MaskedAutoencoderTask, Supervised, SupervisedTask, flops_per_step
-from benchmarks.recipes import SMOKE
+from benchmarks.baselines import (
+    MaskedAutoencoder,
+    MaskedAutoencoderObjective,
+    Supervised,
+    SupervisedObjective,
+    flops_per_step,
+)
+from benchmarks.recipes import MILD, SMOKE
 from benchmarks.report import machine_facts, versions
 from benchmarks.short_run import start, train
 from data_setup.index import PreparedSet
@@ -29,7 +35,8 @@ from data_setup.masking import MaskGenerator
 from data_setup.phantom_benchmark import BenchmarkSettings, PhantomBenchmark, write_benchmark
 from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeSettings, probe
-from oct_foundation.models.vjepa3d import VJEPA3D
+from oct_foundation.diagnostics.voxel_controls import voxel_controls
+from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D, VJEPA3DConfig
 from pretraining.config import RunConfig, load_config
 from pretraining.tasks.vjepa import VJEPATask
 
@@ -43,10 +50,9 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "vjepa, smooth-L1": ("model.loss=smooth_l1",),
     "vjepa, L1": ("model.loss=l1",),
     "vjepa, EMA .99 to 1": ("optim.ema_momentum=0.99",),
-    "vjepa, EMA .998 constant": ("optim.ema_momentum=0.998", "optim.final_ema_momentum=0.998"),
-    "vjepa, intensity augmentation": ("data.views.intensity_prob=0.5", "data.views.noise_prob=0.2"),
     "mae": (),
     "supervised": (),
+    "vjepa, EMA .998 constant": ("optim.ema_momentum=0.998", "optim.final_ema_momentum=0.998"),
 }
 
 
@@ -76,10 +82,11 @@ def run_one(condition: str, seed: int, steps: int, root: Path, attentive: bool) 
     own_steps = round(steps * cost["vjepa"] / cost[kind])
     task = _task(kind, config, prepared)
     state = start(task, config)
-    first = _features(_encoder(state.model))
+    _, eyes = judged_eyes()
+    first = features(_encoder(state.model), eyes)
     train(task, config, state, own_steps)
     trained_s = time.perf_counter() - began
-    rows = scores({"encoder": _features(_encoder(state.model)), "random_init": first}, attentive=attentive)
+    rows = scores({"encoder": features(_encoder(state.model), eyes), "random_init": first}, attentive=attentive)
     facts = {"condition": condition, "seed": seed, "steps": own_steps, "flops": cost[kind] * 16 * own_steps}
     return {**facts, "train_s": round(trained_s), "seconds": round(time.perf_counter() - began), "rows": rows}
 
@@ -89,14 +96,14 @@ def _task(kind: str, config: RunConfig, prepared: PreparedSet) -> VJEPATask:
         case "vjepa":
             return VJEPATask(config, prepared)
         case "mae":
-            return MaskedAutoencoderTask(config, prepared)
+            return VJEPATask(config, prepared, MaskedAutoencoderObjective(config))
         case _:
-            return SupervisedTask(config, prepared, _training_targets())
+            return VJEPATask(config, prepared, SupervisedObjective(config, prepared, _training_targets()))
 
 
 def _training_targets() -> np.ndarray:
     """Labels of the training eyes, standardised; the side as a number: float32 [train volumes, labels]."""
-    settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, seed=TRAINING_EYES_SEED)
+    settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, seed=TRAINING_EYES_SEED, ranges=MILD)
     columns = []
     for name, column in PhantomBenchmark(settings).labels.items():
         if name != "vendor":
@@ -116,38 +123,39 @@ def _encoder(model: nn.Module) -> nn.Module:
             raise TypeError(type(model).__name__)
 
 
-def _judged() -> tuple[PhantomBenchmark, torch.Tensor]:
+def judged_eyes() -> tuple[PhantomBenchmark, torch.Tensor]:
     """Eyes that no encoder was trained on: uint8 [M, 1, D, H, W]."""
-    benchmark = PhantomBenchmark(BenchmarkSettings(num_volumes=NUM_JUDGED))
+    benchmark = PhantomBenchmark(BenchmarkSettings(num_volumes=NUM_JUDGED, ranges=MILD))
     return benchmark, torch.from_numpy(np.stack([benchmark[number] for number in range(len(benchmark))]))[:, None]
 
 
 @torch.inference_mode()
-def _features(encoder: nn.Module) -> Contestant:
-    _, volumes = _judged()
+def features(encoder: nn.Module, volumes: torch.Tensor) -> Contestant:
+    """Mean and deviation of each feature over the patches: what is rare in a scan shows in the second."""
     tokens = torch.cat([encoder(volumes[at : at + 32]).float() for at in range(0, len(volumes), 32)]).numpy()
-    return Contestant(pooled=tokens.mean(axis=1, dtype=np.float64), tokens=tokens)
+    return Contestant(pooled=np.concatenate([tokens.mean(axis=1), tokens.std(axis=1)], axis=1), tokens=tokens)
 
 
-def scores(features: Mapping[str, Contestant], *, attentive: bool) -> list[dict[str, Any]]:
+def scores(contestants: Mapping[str, Contestant], *, attentive: bool) -> list[dict[str, Any]]:
     """A row per label, probe and contestant."""
-    benchmark, _ = _judged()
+    benchmark, _ = judged_eyes()
     probes = ("ridge", "logistic", "attentive") if attentive else ("ridge", "logistic")
-    rows = probe(features, benchmark.labels, benchmark.ids, ProbeSettings(probes=probes))
+    rows = probe(contestants, benchmark.labels, benchmark.ids, ProbeSettings(probes=probes))
     return [asdict(row) for row in rows]
 
 
 def voxels() -> list[dict[str, Any]]:
-    """The control that needs no network: principal components of the voxels, as many as the encoder is wide."""
-    _, volumes = _judged()
-    raw = Contestant(pooled=volumes.flatten(1).float().numpy(), num_components=96)
-    return scores({"pca": raw}, attentive=False)
+    """The controls that need no network."""
+    benchmark, volumes = judged_eyes()
+    model = VJEPA3DConfig(image_size=volumes.shape[2:], preset="vit_tiny")
+    width = PRESETS["vit_tiny"].width
+    return scores(voxel_controls(volumes[:, 0].numpy(), range(len(benchmark)), model.grid, width), attentive=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes the file after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="of V-JEPA; others take as many FLOPs")
+    parser.add_argument("--steps", type=int, default=800, help="of V-JEPA; others take as many FLOPs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="conditions whose name begins with this")
     parser.add_argument("--processes", type=int, default=2)
@@ -162,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     done.setdefault("voxels", voxels())
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, seed=TRAINING_EYES_SEED)
+        settings = BenchmarkSettings(num_volumes=NUM_TRAIN + NUM_VAL, seed=TRAINING_EYES_SEED, ranges=MILD)
         write_benchmark(root, settings, num_train=NUM_TRAIN, num_val=NUM_VAL)
         with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
             for job in as_completed(

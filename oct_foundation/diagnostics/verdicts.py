@@ -16,6 +16,7 @@ Verdict = Literal["LEARNING", "NOT LEARNING", "COLLAPSED", "CANNOT TELL"]
 
 # Before this share of the run a probe that is behind the random-init encoder may still catch up (jepa.md, section 4).
 _PROBES_COUNT_FROM = 0.25
+_HALF_WAY = "That is half-way: what can be read off the features decides."
 _DEFAULT = Thresholds()
 
 
@@ -153,21 +154,25 @@ def _prediction(course: Course) -> _Witness:
         return _Witness(says=sides.pop() if len(sides) == 1 else None, reason=f"{error}.")
     reason = (
         f"{error}, and the likeness of predicted and true features, the average scan taken away, {shown(cosines)} "
-        f"(line: {limits.centred_cos:g})."
+        f"(lines: {limits.centred_cos_least:g} and {limits.centred_cos:g})."
     )
-    return _Witness(says=fmean(cosines) >= limits.centred_cos, reason=reason)
+    mean = fmean(cosines)
+    if mean >= limits.centred_cos or mean < limits.centred_cos_least:
+        return _Witness(says=mean >= limits.centred_cos, reason=reason)
+    kept = course.relative("scan_r2")
+    return _Witness(says=fmean(kept) >= limits.legible_kept if kept else None, reason=f"{reason} {_HALF_WAY}")
 
 
 def _legibility(course: Course) -> _Witness:
     """Can clearly more of a scan be read off its features than off those of the untrained network?
 
-    Less says nothing: runs that gained lost up to a quarter of it.
+    Less says nothing by itself: runs that gained lost up to a quarter of it.
     """
     limits = course.thresholds
     if (relative := course.relative("scan_r2")) is None or (course.initial_value("scan_r2") or 0) <= 0:
         return _Witness(says=None, reason="")
     reason = (
         f"Of what tells scans apart {shown(relative)} times as much could be read off their features as before "
-        f"training (line: {limits.legible_more:g})."
+        f"training (lines: {limits.legible_kept:g} and {limits.legible_more:g})."
     )
     return _Witness(says=True if fmean(relative) >= limits.legible_more else None, reason=reason)

@@ -74,9 +74,9 @@ def test_a_collapse_is_told_with_its_numbers_and_its_finding():
 
 
 def test_the_early_phase_alone_is_no_collapse():
-    once = run(ratios=(8.0, 1.9, 0.6), spreads=(0.1, 0.03, 0.09))
+    once = run(ratios=(8.0, 1.9, 0.6), spreads=(0.1, 0.02, 0.09))
     assert judge(once).verdict == "CANNOT TELL"
-    recovered = run(ratios=(8.0, 1.9, 0.6, 0.4), spreads=(0.1, 0.03, 0.09, 0.1))
+    recovered = run(ratios=(8.0, 1.9, 0.6, 0.4), spreads=(0.1, 0.02, 0.09, 0.1))
     assert judge(recovered).verdict == "LEARNING"
 
 
@@ -144,7 +144,7 @@ def test_a_probe_without_its_control_says_nothing():
 
 
 def test_prediction_without_spread_is_a_contradiction():
-    judgement = judge(run(spreads=(0.1, 0.03, 0.03)))
+    judgement = judge(run(spreads=(0.1, 0.02, 0.02)))
     assert judgement.verdict == "CANNOT TELL"
     assert [finding.name for finding in judgement.findings] == ["shrunk_features"]
 
@@ -194,9 +194,11 @@ def test_thresholds_move_the_verdict():
     ("cosines", "legible", "verdict"),
     [
         ((0.0, 0.5, 0.5), (0.2, 0.2, 0.2), "LEARNING"),
-        ((0.0, 0.3, 0.3), (0.2, 0.2, 0.2), "NOT LEARNING"),
+        ((0.0, 0.2, 0.2), (0.2, 0.2, 0.2), "NOT LEARNING"),
+        ((0.0, 0.35, 0.35), (0.2, 0.17, 0.17), "LEARNING"),  # half-way, and nothing much was lost
+        ((0.0, 0.35, 0.35), (0.2, 0.15, 0.15), "NOT LEARNING"),  # half-way, and a quarter was lost
         ((0.0, 0.5, 0.5), (0.2, 0.1, 0.1), "LEARNING"),  # runs that gained lost some of it
-        ((0.0, 0.3, 0.3), (0.2, 0.1, 0.1), "NOT LEARNING"),
+        ((0.0, 0.2, 0.2), (0.2, 0.1, 0.1), "NOT LEARNING"),
         ((0.0, -0.1, -0.1), (0.2, 0.3, 0.3), "LEARNING"),  # a predictor that was taught nonsense
         ((0.0, 0.5, 0.5), (-0.1, 0.2, 0.2), "LEARNING"),  # no measure: random features said nothing
     ],
