@@ -1,7 +1,7 @@
 """What V-JEPA is measured against on the same volumes: a masked autoencoder, and an encoder that is shown the labels.
 
-Both are tasks for the package's own step. The autoencoder (arXiv 2111.06377) hides the same patches and predicts their
-voxels, each patch normalised; it has no teacher to run, so at equal FLOPs it takes more steps.
+Both are objectives for the package's own step. The autoencoder (arXiv 2111.06377) hides the same patches and predicts
+their voxels, each patch normalised; it has no teacher to run, so at equal FLOPs it takes more steps.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from data_setup.datasets import PreparedVolumes
 from data_setup.index import PreparedSet
 from oct_foundation.batch import JEPABatch
 from oct_foundation.models.encoder import Encoder, gather_tokens
+from oct_foundation.models.flops import block_flops
 from oct_foundation.models.predictor import Predictor
 from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D
 from oct_foundation.runtime.base import Scalar
 from pretraining.config import RunConfig
-from pretraining.tasks.vjepa import VJEPATask
+from pretraining.tasks.vjepa_objective import VJEPAObjective
 
 PATCH_EPS = 1e-6  # of the variance of a patch, grey levels of 0 to 1
 
@@ -42,8 +43,8 @@ class MaskedAutoencoder(nn.Module):
         return F.mse_loss(predicted, (patches - mean) / (variance + PATCH_EPS).sqrt())
 
 
-class MaskedAutoencoderTask(VJEPATask):
-    """The data and the masks of V-JEPA, another model."""
+class MaskedAutoencoderObjective(VJEPAObjective):
+    """Another model on the batches of V-JEPA."""
 
     def build_model(self) -> nn.Module:
         """Equal to V-JEPA's student at the start."""
@@ -72,14 +73,14 @@ class Supervised(nn.Module):
         return F.mse_loss(self.head(self.encoder(volume).mean(dim=1)), targets)
 
 
-class SupervisedTask(VJEPATask):
+class SupervisedObjective(VJEPAObjective):
     """Trained on the labels of its training volumes: what an encoder of this size could know, an upper bound.
 
     targets: float32 [train volumes, labels], standardised, in the order of the index.
     """
 
     def __init__(self, config: RunConfig, prepared: PreparedSet, targets: np.ndarray) -> None:
-        super().__init__(config, prepared)
+        super().__init__(config)
         volumes = PreparedVolumes(prepared, "train")
         self._targets = torch.from_numpy(targets)
         # A batch carries no ids: a volume is recognised by the sum of its grey levels, which mirroring leaves alone.
@@ -102,19 +103,16 @@ class SupervisedTask(VJEPATask):
 
 
 def flops_per_step(config: RunConfig, kind: str, num_context: int, num_target: int) -> float:
-    """Of one volume, multiply-add = 2: a block on n tokens takes 24 n E^2 + 4 n^2 E, a backward pass twice that."""
+    """Of one volume, multiply-add = 2, with the patch embedding; a backward pass is twice its forward."""
     sizes, num_patches = PRESETS[config.model.preset], config.grid.num_patches
     voxels = float(np.prod(config.model.patch_size))
-
-    def blocks(n: int, width: int, depth: int) -> float:
-        return depth * (24.0 * n * width**2 + 4.0 * n**2 * width)
 
     def embed(n: int) -> float:
         return 2.0 * n * voxels * sizes.width
 
-    context = blocks(num_context, sizes.width, sizes.depth) + embed(num_context)
-    head = blocks(num_context + num_target, sizes.predictor_width, sizes.predictor_depth)
-    whole = blocks(num_patches, sizes.width, sizes.depth) + embed(num_patches)
+    context = block_flops(num_context, sizes.width, sizes.depth) + embed(num_context)
+    head = block_flops(num_context + num_target, sizes.predictor_width, sizes.predictor_depth)
+    whole = block_flops(num_patches, sizes.width, sizes.depth) + embed(num_patches)
     match kind:
         case "vjepa":
             return whole + 3 * (context + head)

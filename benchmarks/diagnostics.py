@@ -58,7 +58,7 @@ def measure(folder: Path) -> tuple[float, float, int]:
         ],
     )  # fmt: skip
     task, runtime = VJEPATask(config, prepared), NativeRuntime("cpu")
-    state = build_state(config, task, runtime)
+    state = build_state(config, task.objective, runtime)
     place = RunFolder(folder / "run")
     watch = build_diagnostics(config, prepared, state.model, runtime, total_steps=1000, folder=place)
     assert watch is not None
@@ -69,7 +69,7 @@ def measure(folder: Path) -> tuple[float, float, int]:
         for _ in range(STEPS_A_ROUND if number else 2):
             batch = next(batches)
             begin = time.perf_counter()
-            train_step(task, state.model, state.replica, state.optimizer, runtime, [batch], scalars, "fp32")
+            train_step(task.objective, state.model, state.replica, state.optimizer, runtime, [batch], scalars, "fp32")
             steps += [time.perf_counter() - begin] if number else []
             state.step += 1
         begin = time.perf_counter()

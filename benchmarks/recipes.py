@@ -27,6 +27,7 @@ from pretraining.config import RunConfig, load_config
 from pretraining.run_folder import RunFolder
 from pretraining.state import TrainState
 from pretraining.tasks.vjepa import VJEPATask
+from pretraining.tasks.vjepa_objective import VJEPAObjective
 
 Breakage = Literal[
     "no_stop_gradient",
@@ -64,11 +65,11 @@ def base_settings(steps: int, every_steps: int) -> list[str]:
     ]  # fmt: skip
 
 
-class BrokenTask(VJEPATask):
-    """The V-JEPA task with one thing broken."""
+class BrokenObjective(VJEPAObjective):
+    """V-JEPA with one thing broken."""
 
-    def __init__(self, config: RunConfig, prepared: PreparedSet, breakage: Breakage | None) -> None:
-        super().__init__(config, prepared)
+    def __init__(self, config: RunConfig, breakage: Breakage | None) -> None:
+        super().__init__(config)
         self._breakage = breakage
         self._first: JEPABatch | None = None
 
@@ -144,7 +145,7 @@ def run_recipe(recipe: Recipe, prepared: PreparedSet, folder: Path, *, steps: in
     """Trains in this process on `prepared` and reads as a run does; `folder` takes its pictures."""
     settings = [*base_settings(steps, every_steps), f"data.root={prepared.folder}", *recipe.settings]
     config = load_config(SMOKE, [*settings, f"seed={recipe.seed}"])
-    task = BrokenTask(config, prepared, recipe.breakage)
+    task = VJEPATask(config, prepared, BrokenObjective(config, recipe.breakage))
     state = start(task, config)
     assert isinstance(state.model, VJEPA3D)
     runtime, place = NativeRuntime("cpu"), RunFolder(folder / recipe.name)

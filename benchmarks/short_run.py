@@ -18,7 +18,7 @@ OnStep = Callable[[TrainState, Any, Mapping[str, torch.Tensor], Mapping[str, flo
 
 def start(task: VJEPATask, config: RunConfig) -> TrainState:
     """Model and optimizer on the CPU, before the first step."""
-    return build_state(config, task, NativeRuntime("cpu"))
+    return build_state(config, task.objective, NativeRuntime("cpu"))
 
 
 def train(task: VJEPATask, config: RunConfig, state: TrainState, steps: int, on_step: OnStep | None = None) -> None:
@@ -27,7 +27,9 @@ def train(task: VJEPATask, config: RunConfig, state: TrainState, steps: int, on_
     batches: Iterable[Any] = task.train_batches(rank=0, world_size=1, start_step=0, num_steps=steps)
     for batch in batches:
         scalars = schedules.at(state.step)
-        metrics = train_step(task, state.model, state.replica, state.optimizer, runtime, [batch], scalars, "fp32")
+        metrics = train_step(
+            task.objective, state.model, state.replica, state.optimizer, runtime, [batch], scalars, "fp32"
+        )
         state.step += 1
         if on_step is not None:
             on_step(state, batch, metrics, scalars)

@@ -18,14 +18,16 @@ import torch
 from benchmarks.report import median, parse_arguments, peak_memory_mib, print_report
 from benchmarks.vjepa2_peer import VJEPA2Peer, copy_weights
 from oct_foundation.batch import JEPABatch
-from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D, VJEPA3DConfig
+from oct_foundation.models.flops import step_flops
+from oct_foundation.models.vjepa3d import VJEPA3D, VJEPA3DConfig
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.base import Precision
 from oct_foundation.runtime.native import NativeRuntime
+from pretraining.config import RunConfig
 from pretraining.step import train_step
-from pretraining.tasks.vjepa import VJEPATask
+from pretraining.tasks.vjepa_objective import VJEPAObjective
 
 NAMES = ("peer", "ours rotary", "ours sincos")
 HIDDEN_SHARE = 0.6
@@ -88,7 +90,7 @@ class Ours:
         self.model = build(name, case, device).train()
         guard = GradientGuard(MAX_NORM, device)
         self.optimizer = AdamW(parameter_groups(self.model), guard=guard)
-        self.task = VJEPATask.__new__(VJEPATask)  # its loss and its EMA, without its data
+        self.objective = VJEPAObjective(RunConfig(model=case.config(name)))
         self.runtime = NativeRuntime("cuda" if device.type == "cuda" else "cpu")
         self.precision: Precision = "bf16" if device.type == "cuda" else "fp32"
 
@@ -96,7 +98,7 @@ class Ours:
         """One update on `batch`."""
         scalars = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "ema_momentum": MOMENTUM}
         model, optimizer, runtime = self.model, self.optimizer, self.runtime
-        return train_step(self.task, model, model, optimizer, runtime, [batch], scalars, self.precision)["loss"]
+        return train_step(self.objective, model, model, optimizer, runtime, [batch], scalars, self.precision)["loss"]
 
 
 class Peer:
@@ -179,22 +181,11 @@ def peak_memory(name: str, case: Case, device: torch.device) -> int | None:
     return None if peak is None else round(peak)
 
 
-def step_flops(config: VJEPA3DConfig) -> float:
-    """Nominal operations of one volume's step, multiply-add = 2: a block forward on n tokens is 24 n E^2 + 4 n^2 E.
-
-    The same for all contestants, though ours leaves out what nobody reads of the predictor's last block. Backward
-    counts twice its forward; patch embedding, norms and optimizer count nothing.
-    """
-    sizes, num_tokens = PRESETS[config.preset], config.grid.num_patches
-    num_context = num_tokens - round(HIDDEN_SHARE * num_tokens)
-
-    def blocks(number: int, num: int, width: int) -> float:
-        return number * (24.0 * num * width**2 + 4.0 * num**2 * width)
-
-    teacher = blocks(sizes.depth, num_tokens, sizes.width)
-    context = blocks(sizes.depth, num_context, sizes.width)
-    predictor = blocks(sizes.predictor_depth, num_tokens, sizes.predictor_width)
-    return teacher + 3 * (context + predictor)
+def volume_flops(config: VJEPA3DConfig) -> float:
+    """Nominal operations of one volume's step: the same for all contestants."""
+    num_tokens = config.grid.num_patches
+    num_target = round(HIDDEN_SHARE * num_tokens)
+    return step_flops(config, num_context=num_tokens - num_target, num_target=num_target)
 
 
 def main() -> None:
@@ -217,7 +208,7 @@ def main() -> None:
                 "step_s": median(durations[name]),
                 "fastest_step_s": float(f"{min(durations[name]):.4g}"),
                 "slowest_step_s": float(f"{max(durations[name]):.4g}"),
-                "gflop_per_s": round(rate * step_flops(case.config(name)) / 1e9, 1),
+                "gflop_per_s": round(rate * volume_flops(case.config(name)) / 1e9, 1),
                 "peak_memory_mib": peak_memory(name, case, device),
             }
             figures[f"{case.name}: {name}"] = figure

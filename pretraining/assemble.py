@@ -28,7 +28,7 @@ from pretraining.loop import Run
 from pretraining.provenance import git_sha, versions
 from pretraining.run_folder import RunFolder
 from pretraining.state import ResumeError, TrainState
-from pretraining.tasks.task import Task
+from pretraining.tasks.task import Objective, Task
 from pretraining.tasks.vjepa import VJEPATask
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
         raise ConfigError(str(error)) from error
     checkpoints = open_checkpoints(job, runtime)
     newest = find_newest(checkpoints, runtime) if checkpoints and config.checkpoint.resume else None
-    state = build_state(config, task, runtime, begins=newest is None)
+    state = build_state(config, task.objective, runtime, begins=newest is None)
     run = Run(
         config=config,
         task=task,
@@ -102,14 +102,14 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     return run
 
 
-def build_state(config: RunConfig, task: Task, runtime: Runtime, *, begins: bool = True) -> TrainState:
+def build_state(config: RunConfig, objective: Objective, runtime: Runtime, *, begins: bool = True) -> TrainState:
     """Model on the device, optimizer with its moments, replica; in the order that keeps the step one XLA program.
 
     begins: False for a run that goes on, whose weights come from its checkpoint.
     """
-    model = task.build_model()
+    model = objective.build_model()
     if begins:
-        task.initialize(model)
+        objective.initialize(model)
     model = model.to(runtime.device)
     guard = GradientGuard(config.optim.clip_norm, runtime.device)
     optimizer = AdamW(parameter_groups(model), guard=guard, betas=config.optim.betas, eps=config.optim.eps)

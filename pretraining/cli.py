@@ -7,6 +7,7 @@ from collections.abc import Sequence
 _COMMANDS = {
     "train": "pretrain: CONFIG.yaml [key=value ...]",
     "shapes": "run every stage once and print its shapes",
+    "preflight": "will it fit a TPU slice, and how fast can it be? No TPU needed",
     "prepare": "scans -> a verified set: SOURCE --out DIR",
     "data": "look at a prepared set: report, summary, locate",
     "report": "a run -> one HTML page: has it learned, and how do you know",
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.train import main as run
         case "shapes":
             from pretraining.shapes import main as run
+        case "preflight":
+            from pretraining.preflight.command import main as run
         case "prepare":
             from pretraining.prepare import main as run
         case "checkpoints":

@@ -147,7 +147,7 @@ def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
     scalars = run.schedules.at(state.step)
     before, start = runtime.graphs_compiled(), time.perf_counter()
     metrics = train_step(
-        run.task,
+        run.task.objective,
         state.model,
         state.replica,
         state.optimizer,
@@ -206,7 +206,7 @@ def validate(run: Run) -> None:
         batches = list(run.task.val_batches(rank=run.runtime.rank, world_size=run.runtime.world_size))
         if not batches:
             return
-        totals = validation_loss(run.task, run.state.model, run.runtime, batches, run.config.train.precision)
+        totals = validation_loss(run.task.objective, run.state.model, run.runtime, batches, run.config.train.precision)
         averaged = run.runtime.mean_over_ranks(run.runtime.fetch(totals))
     named = {f"val/{name}": value for name, value in averaged.items()}
     run.last |= named

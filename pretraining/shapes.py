@@ -35,6 +35,7 @@ from oct_foundation.runtime.select import choose_kind, launch
 from pretraining.assemble import build_state
 from pretraining.config import RunConfig, load_config
 from pretraining.step import train_step
+from pretraining.tasks.task import Objective
 from pretraining.tasks.vjepa import VJEPATask
 from pretraining.train import add_arguments
 
@@ -148,14 +149,14 @@ def walk(config: RunConfig, runtime: Runtime, rows: ShapeTable, scratch: Path) -
     rows.check(
         "mask ratio", f"{share:.4f}", f"{config.mask.ratio} within one block", abs(share - config.mask.ratio) < 0.1
     )
-    _model_rows(small, task, runtime, rows, batch, masks)
+    _model_rows(small, task.objective, runtime, rows, batch, masks)
 
 
 def _model_rows(
-    config: RunConfig, task: VJEPATask, runtime: Runtime, rows: ShapeTable, batch: JEPABatch, masks: MaskGenerator
+    config: RunConfig, objective: Objective, runtime: Runtime, rows: ShapeTable, batch: JEPABatch, masks: MaskGenerator
 ) -> None:
     """Tokens to update, on the device."""
-    state = build_state(config, task, runtime)
+    state = build_state(config, objective, runtime)
     model = state.model
     assert isinstance(model, VJEPA3D)
     seen: dict[str, Any] = {}
@@ -184,7 +185,7 @@ def _model_rows(
     scalars = config.optim.schedules(1000).at(max(1, config.optim.warmup_steps))
     metrics = runtime.fetch(
         train_step(
-            task,
+            objective,
             model,
             state.replica,
             state.optimizer,

@@ -13,11 +13,11 @@ from torch import nn
 
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.runtime.base import Precision, Runtime, Scalar
-from pretraining.tasks.task import Task
+from pretraining.tasks.task import Objective
 
 
 def train_step(
-    task: Task,
+    objective: Objective,
     model: nn.Module,
     replica: nn.Module,
     optimizer: AdamW,
@@ -29,7 +29,7 @@ def train_step(
     """Updates `model` once; `replica` is the callable form that `runtime.replicate` made of it.
 
     Returns 0-d device tensors: `loss` (mean over the micro-batches of this rank), `grad_norm` (of the reduced
-    gradient, before the clip), `finite`, the counts of skipped updates and what the task adds.
+    gradient, before the clip), `finite`, the counts of skipped updates and what the objective adds.
     """
     num_micro_steps = len(micro_batches)
     metrics: dict[str, torch.Tensor] = {}
@@ -37,7 +37,7 @@ def train_step(
         last = number == num_micro_steps
         with nullcontext() if last else runtime.accumulation(replica):
             with runtime.autocast(precision):
-                loss, extra = task.loss(replica, batch)
+                loss, extra = objective.loss(replica, batch)
             (loss / num_micro_steps).backward()
         for name, value in {"loss": loss, **extra}.items():
             share = value.detach() / num_micro_steps
@@ -46,7 +46,7 @@ def train_step(
             runtime.end_micro_step(num_micro_steps)
     optimizer.set_scalars(scalars["learning_rate"], scalars["weight_decay"])
     runtime.optimizer_step(optimizer)
-    task.after_update(model, scalars)
+    objective.after_update(model, scalars)
     optimizer.zero_grad(set_to_none=True)
     metrics |= optimizer.guard.metrics()
     runtime.end_step()
@@ -55,14 +55,22 @@ def train_step(
 
 @torch.no_grad()
 def validation_loss(
-    task: Task, model: nn.Module, runtime: Runtime, batches: Sequence[Any], precision: Precision
+    objective: Objective, model: nn.Module, runtime: Runtime, batches: Sequence[Any], precision: Precision
 ) -> dict[str, torch.Tensor]:
-    """Mean of the task's loss and metrics over `batches`, as device tensors."""
-    totals: dict[str, torch.Tensor] = {}
+    """Mean of the objective's loss and metrics over `batches`, as device tensors.
+
+    The batches' shares are added up at the end, in a small program of its own: a running total would make the first
+    batch's program another than the others'.
+    """
+    shares: list[dict[str, torch.Tensor]] = []
     for batch in runtime.batches(batches):
         with runtime.autocast(precision):
-            loss, extra = task.loss(model, batch)
-        for name, value in {"loss": loss, **extra}.items():
-            totals[name] = totals.get(name, torch.zeros_like(value)) + value / len(batches)
+            loss, extra = objective.loss(model, batch)
+        shares.append({name: value / len(batches) for name, value in {"loss": loss, **extra}.items()})
         runtime.end_step()
+    totals: dict[str, torch.Tensor] = {}
+    for share in shares:
+        for name, value in share.items():
+            totals[name] = totals.get(name, torch.zeros_like(value)) + value
+    runtime.end_step()
     return totals

@@ -1,10 +1,11 @@
-"""Self-attention over patch tokens through torch's fused kernels; n^2 scores are never held in memory."""
+"""Self-attention over patch tokens through torch's fused kernels, or ours on TPUs: n^2 scores are never in memory."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from oct_foundation.models.positions import Rotation, rotate
+from oct_foundation.models.tpu_attention import flash_attention, runs_on_tpu
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -40,6 +41,8 @@ class Attention(nn.Module):
             query = query[:, num_tokens - num_queries :]
         # XLA's autocast list lacks scaled_dot_product_attention: fp32 inputs would stay fp32 there.
         dtype = compute_dtype(tokens)
-        heads = (part.to(dtype).transpose(1, 2) for part in (query, key, value.squeeze(2)))
-        mixed = F.scaled_dot_product_attention(*heads)
+        query, key, value = (part.to(dtype).transpose(1, 2) for part in (query, key, value.squeeze(2)))
+        # XLA would write the whole score matrix to memory; CUDA and CPU have fused kernels of their own.
+        attend = flash_attention if runs_on_tpu(query.device) else F.scaled_dot_product_attention
+        mixed = attend(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(num_volumes, -1, width))

@@ -1,4 +1,7 @@
-"""What the engine asks of a task; everything else (device, schedules, clipping, logging, saving) is the engine's."""
+"""What the engine asks of a task; everything else (device, schedules, clipping, logging, saving) is the engine's.
+
+The step needs an Objective only, which exists without any data; the loop needs the Task around it.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -9,10 +12,8 @@ from torch import nn
 from oct_foundation.runtime.base import Scalar
 
 
-class Task(Protocol):
-    """A model, its loss and its data."""
-
-    num_train_samples: int
+class Objective(Protocol):
+    """A model and its loss."""
 
     def build_model(self) -> nn.Module:
         """The model on the CPU, everything that is ever updated included, so that no rank can differ."""
@@ -28,6 +29,21 @@ class Task(Protocol):
 
     def after_update(self, model: nn.Module, scalars: Mapping[str, Scalar]) -> None:
         """What follows an optimizer update within the step, such as an EMA teacher."""
+        ...
+
+    def example_batch(self, num_samples: int) -> Any:
+        """A batch on the CPU, with the shapes and dtypes that the loader gives, made without any data."""
+        ...
+
+
+class Task(Protocol):
+    """An objective and its data."""
+
+    num_train_samples: int
+
+    @property
+    def objective(self) -> Objective:
+        """What is trained on the batches."""
         ...
 
     def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> Iterable[Any]:

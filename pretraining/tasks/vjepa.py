@@ -1,10 +1,6 @@
-"""V-JEPA3D: two aligned views of an OCT volume, fixed-count token masks, an EMA teacher (arXiv 2404.08471)."""
+"""V-JEPA3D on prepared volumes: two aligned views of each, fixed-count token masks, the order of an epoch."""
 
-import logging
-from collections.abc import Iterable, Mapping
-
-import torch
-from torch import nn
+from collections.abc import Iterable
 
 from data_setup.datasets import PreparedVolumes, VolumeDataset
 from data_setup.epoch_order import Balanced, EpochOrder, Shuffled
@@ -14,19 +10,20 @@ from data_setup.masking import MaskGenerator
 from data_setup.sampler import ShardedBatchSampler
 from data_setup.transforms import TrainingTransform, ValidationTransform
 from oct_foundation.batch import JEPABatch
-from oct_foundation.models.vjepa2_weights import start_from_vjepa2
-from oct_foundation.models.vjepa3d import VJEPA3D
-from oct_foundation.runtime.base import Scalar
 from pretraining.config import ConfigError, RunConfig
-
-log = logging.getLogger(__name__)
+from pretraining.tasks.task import Objective
+from pretraining.tasks.vjepa_objective import VJEPAObjective
 
 
 class VJEPATask:
-    """Builds the model, the loss and the loaders of a V-JEPA3D run over a prepared set of volumes."""
+    """The loaders of a V-JEPA3D run over a prepared set of volumes, around its objective.
 
-    def __init__(self, config: RunConfig, prepared: PreparedSet) -> None:
+    objective: another one than V-JEPA's on the same batches.
+    """
+
+    def __init__(self, config: RunConfig, prepared: PreparedSet, objective: Objective | None = None) -> None:
         self.config = config
+        self.objective: Objective = objective or VJEPAObjective(config)
         masks = MaskGenerator(config.grid, config.mask)
         train, val = (PreparedVolumes(prepared, split, config.data.select) for split in ("train", "val"))
         train.keep_first(config.data.max_samples)
@@ -35,34 +32,6 @@ class VJEPATask:
         self._val = VolumeDataset(val, ValidationTransform(masks, seed=config.seed))
         self._batches: TrainBatches | None = None
         self.num_train_samples = len(self._train)
-
-    def build_model(self) -> nn.Module:
-        """Student and teacher, equal on all ranks by the seed."""
-        torch.manual_seed(self.config.seed)
-        return VJEPA3D(self.config.model)
-
-    def initialize(self, model: nn.Module) -> None:
-        """V-JEPA 2's weights where `init_from` names them; raises ConfigError where they do not fit."""
-        if (source := self.config.init_from) is None:
-            return
-        assert isinstance(model, VJEPA3D)
-        try:
-            at_random = start_from_vjepa2(model, source)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"init_from={source}: {error}") from None
-        log.info("started from %s%s", source, ", but for the predictor" if at_random else "")
-
-    def loss(self, model: nn.Module, batch: JEPABatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The latent prediction loss."""
-        loss, _predictions, _targets = model(
-            batch.context_view, batch.target_view, context_idx=batch.context_idx, target_idx=batch.target_idx
-        )
-        return loss, {}
-
-    def after_update(self, model: nn.Module, scalars: Mapping[str, Scalar]) -> None:
-        """Moves the teacher towards the student, inside the step."""
-        assert isinstance(model, VJEPA3D)
-        model.update_teacher(scalars["ema_momentum"])
 
     def sampler(self, rank: int, world_size: int) -> ShardedBatchSampler:
         """The order of the training samples; raises ValueError when they do not fill one global batch."""

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 import pretraining.loop
-import pretraining.tasks.vjepa
+import pretraining.tasks.vjepa_objective
 from pretraining.train import main
 
 kind, _, number = os.environ["FAULT"].partition(":")
 kind, _, rank = kind.partition("@")
-healthy_step, healthy_loss = pretraining.loop.train_step, pretraining.tasks.vjepa.VJEPATask.loss
+healthy_step, healthy_loss = pretraining.loop.train_step, pretraining.tasks.vjepa_objective.VJEPAObjective.loss
 updates = 0
 
 
@@ -77,7 +77,7 @@ def loss(self, model, batch):
 
 
 pretraining.loop.train_step = step
-pretraining.tasks.vjepa.VJEPATask.loss = loss
+pretraining.tasks.vjepa_objective.VJEPAObjective.loss = loss
 if __name__ == "__main__":
     os.environ["LAUNCHER_PID"] = str(os.getpid())
     sys.exit(main(sys.argv[1:]))

@@ -28,8 +28,9 @@ from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.native import NativeRuntime
 from oct_foundation.runtime.xla import XlaRuntime
+from pretraining.config import RunConfig
 from pretraining.step import train_step
-from pretraining.tasks.vjepa import VJEPATask
+from pretraining.tasks.vjepa_objective import VJEPAObjective
 
 CONFIG = VJEPA3DConfig(preset="vit_tiny", image_size=(8, 64, 64), patch_size=(4, 16, 16))
 NUM_TOKENS, NUM_TARGET, BATCH = 32, 19, 8
@@ -45,9 +46,8 @@ class Side:
         self.replica = runtime.replicate(self.model)
 
     def step(self, batch, scalars):
-        task = VJEPATask.__new__(VJEPATask)  # its loss and its EMA, without its data
         return train_step(
-            task, self.model, self.replica, self.optimizer, self.runtime, [batch],
+            VJEPAObjective(RunConfig(model=CONFIG)), self.model, self.replica, self.optimizer, self.runtime, [batch],
             self.runtime.scalars(scalars), "fp32",
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ class Watched:
             self.prepared = write_prepared(folder / "set", rows, volumes)
         self.config: RunConfig = load_config(SMOKE, [*TINY, f"data.root={folder / 'set'}", *overrides])
         self.task = VJEPATask(self.config, self.prepared)
-        self.state: TrainState = build_state(self.config, self.task, RUNTIME)
+        self.state: TrainState = build_state(self.config, self.task.objective, RUNTIME)
         self.diagnostics = self.look_anew()
 
     def look_anew(self) -> Diagnostics:
@@ -54,9 +54,8 @@ class Watched:
     def train(self, steps: int) -> None:
         scalars = self.config.optim.schedules(200).at(100)
         for batch in self.task.train_batches(rank=0, world_size=1, start_step=self.state.step, num_steps=steps):
-            train_step(
-                self.task, self.state.model, self.state.replica, self.state.optimizer, RUNTIME, [batch], scalars, "fp32"
-            )
+            objective, state = self.task.objective, self.state
+            train_step(objective, state.model, state.replica, state.optimizer, RUNTIME, [batch], scalars, "fp32")
             self.state.step += 1
 
     def read(self):
@@ -192,7 +191,7 @@ def test_a_finding_is_told_once_and_again_only_after_another_start(watched, capl
 def test_without_volumes_to_hold_out_nothing_is_looked_at(tmp_path, caplog):
     prepared = write_benchmark(tmp_path / "set", replace(EYES, num_volumes=5), num_train=5)
     config = load_config(SMOKE, [*TINY, f"data.root={tmp_path / 'set'}"])
-    model = VJEPATask(config, prepared).build_model()
+    model = VJEPATask(config, prepared).objective.build_model()
     assert build_diagnostics(config, prepared, model, RUNTIME, total_steps=9, folder=RunFolder(tmp_path)) is None
     assert "data.val_fraction" in caplog.text
 
