@@ -48,6 +48,7 @@ def test_a_wrong_call_is_one_line_and_code_2(arguments: list[str], said: str, ca
     assert message.startswith("octfm: ")
 
 
+@pytest.mark.slow  # .ci/run calls the command itself, on larger shapes
 @needs_compiler
 def test_the_smallest_step_is_compiled_for_the_smallest_pod(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = dict(os.environ)
