@@ -50,9 +50,9 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "vjepa, smooth-L1": ("model.loss=smooth_l1",),
     "vjepa, L1": ("model.loss=l1",),
     "vjepa, EMA .99 to 1": ("optim.ema_momentum=0.99",),
+    "vjepa, tube masks, EMA .99 to 1": ("mask.strategy=tube", "optim.ema_momentum=0.99"),
     "mae": (),
     "supervised": (),
-    "vjepa, EMA .998 constant": ("optim.ema_momentum=0.998", "optim.final_ema_momentum=0.998"),
 }
 
 

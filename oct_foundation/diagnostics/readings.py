@@ -56,7 +56,8 @@ class Thresholds:
     legible_more, legible_kept: scan_r2 over its initial value: 1.5 in a run that gained though its predictor was taught
     nonsense, at most 1.4 in others; between the two lines of centred_cos .70 in a run that did not gain, .84 and 1.03
     in those that did [F].
-    spread: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T]; .28 in a run that gained [F].
+    spread, spread_legible: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T]. The second is the line
+    where no less can be read off the features (legible_kept): .28 in a run that gained, .05 in one that did not [F].
     token_cosine: dead .993, alive at most .902 [T]. baseline_drop: loss_pos over its initial value, dead .03-.04, alive
     at least .4 [T]. leak_ratio: a pos_ratio below it leaves no room for speckle; the best live run has .06 [T].
     update_jump: update_ratio over its median [G]. rank_drop: a RankMe over its median [G]. lidar_drop: lidar over its
@@ -76,7 +77,8 @@ class Thresholds:
     centred_cos_least: float = 0.3
     legible_more: float = 1.35
     legible_kept: float = 0.8
-    spread: float = 0.25
+    spread: float = 1 / 3
+    spread_legible: float = 0.25
     token_cosine: float = 0.98
     baseline_drop: float = 0.2
     leak_ratio: float = 0.01
@@ -145,6 +147,15 @@ class Course:
         if values is None or not start or not all(map(math.isfinite, (start, *values))):
             return None
         return tuple(value / start for value in values)
+
+    def kept_legible(self) -> bool | None:
+        """Whether as much as `legible_kept` of what tells scans apart can still be read off; None where nobody knows."""
+        kept = self.relative("scan_r2")
+        return None if kept is None else statistics.fmean(kept) >= self.thresholds.legible_kept
+
+    def spread_line(self) -> float:
+        """The share of the initial spread at or below which features count as drawn together."""
+        return self.thresholds.spread_legible if self.kept_legible() else self.thresholds.spread
 
     def initial_value(self, name: str) -> float | None:
         """The value of the untrained networks; None where it is missing."""

@@ -110,7 +110,7 @@ def _weigh(course: Course, findings: Sequence[Finding], probes: _Probes) -> tupl
     spreads = course.relative("pooled_std")
     spread = (
         f"At steps {course.steps()} features of different scans lay {shown(spreads)} times as far apart as before "
-        f"training (line: {course.thresholds.spread:.2g})."
+        f"training (line: {course.spread_line():.2g})."
         if spreads
         else "The spread of features has no measure: before training all held-out scans had the same."
     )
@@ -121,7 +121,7 @@ def _weigh(course: Course, findings: Sequence[Finding], probes: _Probes) -> tupl
         return "COLLAPSED", reasons
     if probes.gains is False:
         return "NOT LEARNING", (*reasons, "Its features serve probes no better than those before training.")
-    if prediction.says is not False and (spreads is None or min(spreads) <= course.thresholds.spread):
+    if prediction.says is not False and (spreads is None or min(spreads) <= course.spread_line()):
         return "CANNOT TELL", (*reasons, "Prediction and spread do not say the same.")
     witnesses = {prediction.says, legibility.says, probes.gains} - {None}
     if witnesses == {True}:
@@ -159,8 +159,7 @@ def _prediction(course: Course) -> _Witness:
     mean = fmean(cosines)
     if mean >= limits.centred_cos or mean < limits.centred_cos_least:
         return _Witness(says=mean >= limits.centred_cos, reason=reason)
-    kept = course.relative("scan_r2")
-    return _Witness(says=fmean(kept) >= limits.legible_kept if kept else None, reason=f"{reason} {_HALF_WAY}")
+    return _Witness(says=course.kept_legible(), reason=f"{reason} {_HALF_WAY}")
 
 
 def _legibility(course: Course) -> _Witness:

@@ -73,9 +73,9 @@ def _scans_apart(run: RunRecord) -> Section:
             name="spread",
             title="Spread between scans (pooled_std)",
             sentence="How much descriptions of whole scans differ, beside the first reading. Good: near 1 or above. "
-            "Bad: a quarter or less.",
+            "Bad: a third or less.",
             curves=tuple(Curve(label=curve.label, points=relative(curve.points)) for curve in spread),
-            axis=Axis(from_zero=True, level=0.25, level_label="a quarter of the start"),
+            axis=Axis(from_zero=True, level=1 / 3, level_label="a third of the start"),
         ),
         Figure(
             name="likeness",

@@ -174,7 +174,7 @@ def _tiles(run: RunRecord, step: int, total: int | None) -> list[tuple[str, str]
         (f"{step:,}", f"updates done, of {total:,}" if total else "updates done"),
         (short(epochs[-1][1]) if epochs else "–", "times through the data"),
         (short(ratio[-1][1]) if ratio else "–", "error beside the average scan; good is well below 1"),
-        (relative, "spread between scans beside the start; bad is a quarter or less"),
+        (relative, "spread between scans beside the start; bad is a third or less"),
     ]
 
 

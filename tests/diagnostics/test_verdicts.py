@@ -74,9 +74,9 @@ def test_a_collapse_is_told_with_its_numbers_and_its_finding():
 
 
 def test_the_early_phase_alone_is_no_collapse():
-    once = run(ratios=(8.0, 1.9, 0.6), spreads=(0.1, 0.02, 0.09))
+    once = run(ratios=(8.0, 1.9, 0.6), spreads=(0.1, 0.03, 0.09))
     assert judge(once).verdict == "CANNOT TELL"
-    recovered = run(ratios=(8.0, 1.9, 0.6, 0.4), spreads=(0.1, 0.02, 0.09, 0.1))
+    recovered = run(ratios=(8.0, 1.9, 0.6, 0.4), spreads=(0.1, 0.03, 0.09, 0.1))
     assert judge(recovered).verdict == "LEARNING"
 
 
@@ -144,7 +144,7 @@ def test_a_probe_without_its_control_says_nothing():
 
 
 def test_prediction_without_spread_is_a_contradiction():
-    judgement = judge(run(spreads=(0.1, 0.02, 0.02)))
+    judgement = judge(run(spreads=(0.1, 0.03, 0.03)))
     assert judgement.verdict == "CANNOT TELL"
     assert [finding.name for finding in judgement.findings] == ["shrunk_features"]
 
@@ -207,6 +207,22 @@ def test_what_can_be_read_off_features_is_a_witness_of_its_own(cosines, legible,
     judgement = judge(run(centred_cos=list(cosines), scan_r2=list(legible)))
     assert judgement.verdict == verdict
     assert f"{cosines[1]:.3g} and {cosines[2]:.3g}" in judgement.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("spread", "legible", "verdict"),
+    [
+        (0.3, None, "COLLAPSED"),
+        (0.3, 0.1, "COLLAPSED"),
+        (0.3, 0.17, "NOT LEARNING"),  # drawn together, and as legible as before: such a run gained
+        (0.2, 0.17, "COLLAPSED"),
+        (0.4, 0.1, "NOT LEARNING"),
+    ],
+)
+def test_features_that_stay_legible_have_to_draw_closer_together_to_be_called_collapsed(spread, legible, verdict):
+    spreads = (0.1, 0.1 * spread, 0.1 * spread)
+    read = {} if legible is None else {"scan_r2": [0.2, legible, legible]}
+    assert judge(run(ratios=(8.0, 1.5, 1.5), spreads=spreads, centred_cos=[0.0, 0.0, 0.0], **read)).verdict == verdict
 
 
 def test_likeness_decides_where_the_error_beside_the_average_scan_says_otherwise():
