@@ -56,8 +56,8 @@ class Thresholds:
     legible_more, legible_kept: scan_r2 over its initial value: 1.5 in a run that gained though its predictor was taught
     nonsense, at most 1.4 in others; between the two lines of centred_cos .70 in a run that did not gain, .84 and 1.03
     in those that did [F].
-    spread, spread_legible: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T]. The second is the line
-    where no less can be read off the features (legible_kept): .28 in a run that gained, .05 in one that did not [F].
+    spread, spread_legible: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T]. The second is for
+    features off which no less can be read (legible_kept): .28 in a run that gained, .05 in one that did not [F].
     token_cosine: dead .993, alive at most .902 [T]. baseline_drop: loss_pos over its initial value, dead .03-.04, alive
     at least .4 [T]. leak_ratio: a pos_ratio below it leaves no room for speckle; the best live run has .06 [T].
     update_jump: update_ratio over its median [G]. rank_drop: a RankMe over its median [G]. lidar_drop: lidar over its
@@ -149,7 +149,7 @@ class Course:
         return tuple(value / start for value in values)
 
     def kept_legible(self) -> bool | None:
-        """Whether as much as `legible_kept` of what tells scans apart can still be read off; None where nobody knows."""
+        """Whether `legible_kept` of what told scans apart can still be read off; None where nobody knows."""
         kept = self.relative("scan_r2")
         return None if kept is None else statistics.fmean(kept) >= self.thresholds.legible_kept
 

@@ -79,7 +79,7 @@ def test_the_xla_train_step_is_one_graph(xla_run):
     assert "compiled" not in xla_run.output.replace("graphs_compiled", "")
 
 
-@pytest.mark.parametrize("device", ["cpu", "xla"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "xla"])
 def test_six_steps_equal_three_and_three_resumed_bit_for_bit(train, tmp_path, device, request):
     straight = request.getfixturevalue(f"{device}_run")
     # What a kill after the checkpoint of step 3 would have left: the same run, which did not know of it.

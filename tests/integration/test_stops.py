@@ -93,7 +93,7 @@ def test_a_rank_that_is_killed_is_named_with_its_signal_and_memory(train, tmp_pa
     assert "GiB resident; host memory" in run.output
 
 
-@pytest.mark.parametrize("ranks", [pytest.param((), marks=pytest.mark.slow), TWO_RANKS], ids=["one rank", "two ranks"])
+@pytest.mark.parametrize("ranks", [(), pytest.param(TWO_RANKS, marks=pytest.mark.slow)], ids=["one rank", "two ranks"])
 def test_a_hang_ends_with_the_stacks_of_every_rank(train, tmp_path, ranks):
     limits = ("runtime.watchdog.stall_s=4", "runtime.watchdog.compile_s=60")
     run = train(tmp_path, *SHORT, *limits, *ranks, fault="hang@0:3", code=ExitCode.NO_PROGRESS)
