@@ -70,6 +70,8 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
         schedules = config.optim.schedules(total_steps)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if runtime.rank == 0 and (hint := config.optim.lagging_teacher(total_steps)):
+        log.warning("%s", hint)
     checkpoints = open_checkpoints(job, runtime)
     newest = find_newest(checkpoints, runtime) if checkpoints and config.checkpoint.resume else None
     state = build_state(config, task.objective, runtime, begins=newest is None)

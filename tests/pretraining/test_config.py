@@ -114,3 +114,22 @@ def test_the_command_exits_with_2_before_it_leaves_a_trace(override, tmp_path):
     assert "Traceback" not in done.stderr
     assert override.split("=")[0].split(".")[-1] in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("momentum", "steps", "says"),
+    [
+        ("0.996", 800, "averages over 250 of this run's 800 updates"),
+        ("0.996", 1001, ""),
+        ("0.99", 800, ""),
+        ("1.0", 800, "averages over 800 of"),
+        ("0.996", 300, ""),  # a trial
+        ("0.998", 100_000, ""),
+    ],
+)
+def test_a_teacher_that_averages_over_most_of_the_run_is_spoken_of(momentum, steps, says):
+    hint = load_config(SMOKE, [f"optim.ema_momentum={momentum}"]).optim.lagging_teacher(steps)
+    assert says in hint
+    assert bool(hint) == bool(says)
+    if hint:
+        assert "about 0.99 gives" in hint
