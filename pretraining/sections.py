@@ -168,9 +168,9 @@ class OptimSection:
         if total_steps < _SHORTEST_RUN or updates <= total_steps / 4:
             return ""
         return (
-            f"optim.ema_momentum={self.ema_momentum:g} averages over {updates:.0f} of this run's {total_steps:,} updates: "
-            f"the teacher lags behind. In so short a run about {1 - 8 / total_steps:.2g} gives better features "
-            f"(docs/defaults.md)"
+            f"optim.ema_momentum={self.ema_momentum:g} averages over {updates:.0f} of this run's {total_steps:,} "
+            f"updates: the teacher lags behind. In so short a run about {1 - 8 / total_steps:.2g} gives better "
+            "features (docs/defaults.md)"
         )
 
 
