@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +16,17 @@ from tests.data_setup.conftest import opt_dataset
 
 PROJECT = Path(__file__).resolve().parents[2]
 SIZE = "model.image_size=[8,32,32]"
+FOUR_GIB = f"-v {4 << 20}"  # KiB of addresses
 FAKE_PHI = re.compile(r"ZZTEST|DoNotLog|PHI-123|19000101|PHI-COMMENT|PRIVATE-PHI|surname")
 
 
-def octfm(*arguments: str, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+def octfm(*arguments: str, ulimit: str = "") -> subprocess.CompletedProcess[str]:
+    """ulimit: options of the shell's command, since Python's own way would fork beside the threads of jax and torch."""
     command = [sys.executable, "-m", "pretraining.cli", *arguments]
+    if ulimit:
+        command = ["bash", "-c", f'ulimit {ulimit} && exec "$@"', "octfm", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, preexec_fn=limit
-    )
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -41,16 +41,12 @@ def scans(tmp_path: Path) -> Path:
     return root
 
 
-def four_gib() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-
-
 @pytest.mark.parametrize("any_sop_class", [False, True])
 def test_the_judged_files_end_as_expected_under_four_gib(test_data: Path, tmp_path: Path, any_sop_class: bool) -> None:
     mode = "_any_sop" if any_sop_class else ""
     edge, out = test_data / "edge", tmp_path / "out"
     flag = f"data.any_sop_class={str(any_sop_class).lower()}"
-    done = octfm("prepare", str(edge), "--out", str(out), SIZE, flag, limit=four_gib)
+    done = octfm("prepare", str(edge), "--out", str(out), SIZE, flag, ulimit=FOUR_GIB)
     assert done.returncode == 0, done.stderr
     prepared = PreparedSet.load(out)
     rows = {row.id: row for row in prepared.rows}
@@ -133,11 +129,7 @@ def test_a_wrong_call_is_one_line_before_any_work(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_stops_and_the_same_call_goes_on(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-
-    def no_large_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # a volume has 8320 bytes
-
-    stopped = octfm("prepare", str(scans), "--out", str(out), SIZE, limit=no_large_files)
+    stopped = octfm("prepare", str(scans), "--out", str(out), SIZE, ulimit="-f 4")  # KiB; a volume has 8320 bytes
     assert stopped.returncode == 74, stopped.stderr
     assert "cannot be written" in stopped.stderr
     assert "the same command goes on" in stopped.stderr
