@@ -8,17 +8,17 @@ from oct_foundation.diagnostics.readings import Course, Finding, shown
 
 def collapse(course: Course) -> Finding | None:
     """The verdict's own rule: pos_ratio at or above its line and pooled_std at or below its line, both twice."""
-    limit, line = course.thresholds.pos_ratio, course.spread_line()
-    ratios = course.twice("pos_ratio", lambda ratio: ratio >= limit)
+    limits = course.thresholds
+    ratios = course.twice("pos_ratio", lambda ratio: ratio >= limits.pos_ratio)
     spreads = course.relative("pooled_std")
-    if ratios is None or spreads is None or max(spreads) > line:
+    if ratios is None or spreads is None or max(spreads) > limits.spread:
         return None
     return course.found(
         "collapse",
         "alarm",
         f"At steps {course.steps()} hidden patches were predicted no better than by the average of other scans at that "
-        f"place (pos_ratio {shown(ratios)}, better is below {limit:g}), and features of different scans lie "
-        f"{shown(spreads)} times as far apart as before training (line: {line:.2g}).",
+        f"place (pos_ratio {shown(ratios)}, better is below {limits.pos_ratio:g}), and features of different scans lie "
+        f"{shown(spreads)} times as far apart as before training (line: {limits.spread:.2g}).",
         "The encoder gives nearly one vector for every scan, whatever the loss says. Stop, and start anew with a "
         "slower teacher (optim.ema_momentum nearer to 1), a lower optim.base_lr or more optim.warmup_steps.",
     )
@@ -49,7 +49,7 @@ def position_only(course: Course) -> Finding | None:
 
 def shrunk_features(course: Course) -> Finding | None:
     """pooled_std <= its share of the initial value, twice, without collapse."""
-    limit = course.spread_line()
+    limit = course.thresholds.spread
     spreads = course.relative("pooled_std")
     if spreads is None or max(spreads) > limit or collapse(course):
         return None

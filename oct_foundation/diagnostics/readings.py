@@ -47,17 +47,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where the rules draw their lines. [T] fitted to the nine toy runs of jepa.md, section 4; [F] to the runs that
-    docs/diagnostics.md names as fitted on; [G] a guess.
+    """Where the rules draw their lines. [T] fitted to the nine toy runs of jepa.md, section 4; [F] to the twenty runs
+    of docs/figures/verdicts_fit.json; [G] a guess.
 
     pos_ratio: error over that of the position average, dead 1.09 and 1.38, alive .06-.39 [T].
-    centred_cos, centred_cos_least: all above the first gained but one, none below the second but those whose predictor
-    was taught nonsense [F].
-    legible_more, legible_kept: scan_r2 over its initial value: 1.5 in a run that gained though its predictor was taught
-    nonsense, at most 1.4 in others; between the two lines of centred_cos .70 in a run that did not gain, .84 and 1.03
-    in those that did [F].
-    spread, spread_legible: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T]. The second is for
-    features off which no less can be read (legible_kept): .28 in a run that gained, .05 in one that did not [F].
+    centred_cos: runs whose probes gained .52 or more, but for one; others at most .35 [F].
+    legible_more: scan_r2 over its initial value: 1.5 in the run that gained though its predictor was taught nonsense,
+    at most 1.3 in others [F].
+    spread: pooled_std over its initial value, dead .21 and .22, alive .92-1.56 [T].
     token_cosine: dead .993, alive at most .902 [T]. baseline_drop: loss_pos over its initial value, dead .03-.04, alive
     at least .4 [T]. leak_ratio: a pos_ratio below it leaves no room for speckle; the best live run has .06 [T].
     update_jump: update_ratio over its median [G]. rank_drop: a RankMe over its median [G]. lidar_drop: lidar over its
@@ -74,11 +71,8 @@ class Thresholds:
 
     pos_ratio: float = 1.0
     centred_cos: float = 0.4
-    centred_cos_least: float = 0.3
     legible_more: float = 1.35
-    legible_kept: float = 0.8
     spread: float = 1 / 3
-    spread_legible: float = 0.25
     token_cosine: float = 0.98
     baseline_drop: float = 0.2
     leak_ratio: float = 0.01
@@ -147,15 +141,6 @@ class Course:
         if values is None or not start or not all(map(math.isfinite, (start, *values))):
             return None
         return tuple(value / start for value in values)
-
-    def kept_legible(self) -> bool | None:
-        """Whether `legible_kept` of what told scans apart can still be read off; None where nobody knows."""
-        kept = self.relative("scan_r2")
-        return None if kept is None else statistics.fmean(kept) >= self.thresholds.legible_kept
-
-    def spread_line(self) -> float:
-        """The share of the initial spread at or below which features count as drawn together."""
-        return self.thresholds.spread_legible if self.kept_legible() else self.thresholds.spread
 
     def initial_value(self, name: str) -> float | None:
         """The value of the untrained networks; None where it is missing."""

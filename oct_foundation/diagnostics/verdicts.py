@@ -16,7 +16,6 @@ Verdict = Literal["LEARNING", "NOT LEARNING", "COLLAPSED", "CANNOT TELL"]
 
 # Before this share of the run a probe that is behind the random-init encoder may still catch up (jepa.md, section 4).
 _PROBES_COUNT_FROM = 0.25
-_HALF_WAY = "That is half-way: what can be read off the features decides."
 _DEFAULT = Thresholds()
 
 
@@ -110,7 +109,7 @@ def _weigh(course: Course, findings: Sequence[Finding], probes: _Probes) -> tupl
     spreads = course.relative("pooled_std")
     spread = (
         f"At steps {course.steps()} features of different scans lay {shown(spreads)} times as far apart as before "
-        f"training (line: {course.spread_line():.2g})."
+        f"training (line: {course.thresholds.spread:.2g})."
         if spreads
         else "The spread of features has no measure: before training all held-out scans had the same."
     )
@@ -121,7 +120,7 @@ def _weigh(course: Course, findings: Sequence[Finding], probes: _Probes) -> tupl
         return "COLLAPSED", reasons
     if probes.gains is False:
         return "NOT LEARNING", (*reasons, "Its features serve probes no better than those before training.")
-    if prediction.says is not False and (spreads is None or min(spreads) <= course.spread_line()):
+    if prediction.says is not False and (spreads is None or min(spreads) <= course.thresholds.spread):
         return "CANNOT TELL", (*reasons, "Prediction and spread do not say the same.")
     witnesses = {prediction.says, legibility.says, probes.gains} - {None}
     if witnesses == {True}:
@@ -154,24 +153,21 @@ def _prediction(course: Course) -> _Witness:
         return _Witness(says=sides.pop() if len(sides) == 1 else None, reason=f"{error}.")
     reason = (
         f"{error}, and the likeness of predicted and true features, the average scan taken away, {shown(cosines)} "
-        f"(lines: {limits.centred_cos_least:g} and {limits.centred_cos:g})."
+        f"(line: {limits.centred_cos:g})."
     )
-    mean = fmean(cosines)
-    if mean >= limits.centred_cos or mean < limits.centred_cos_least:
-        return _Witness(says=mean >= limits.centred_cos, reason=reason)
-    return _Witness(says=course.kept_legible(), reason=f"{reason} {_HALF_WAY}")
+    return _Witness(says=fmean(cosines) >= limits.centred_cos, reason=reason)
 
 
 def _legibility(course: Course) -> _Witness:
     """Can clearly more of a scan be read off its features than off those of the untrained network?
 
-    Less says nothing by itself: runs that gained lost up to a quarter of it.
+    Less says nothing: runs that gained lost up to a quarter of it.
     """
     limits = course.thresholds
     if (relative := course.relative("scan_r2")) is None or (course.initial_value("scan_r2") or 0) <= 0:
         return _Witness(says=None, reason="")
     reason = (
         f"Of what tells scans apart {shown(relative)} times as much could be read off their features as before "
-        f"training (lines: {limits.legible_kept:g} and {limits.legible_more:g})."
+        f"training (line: {limits.legible_more:g})."
     )
     return _Witness(says=True if fmean(relative) >= limits.legible_more else None, reason=reason)

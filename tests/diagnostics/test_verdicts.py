@@ -194,11 +194,9 @@ def test_thresholds_move_the_verdict():
     ("cosines", "legible", "verdict"),
     [
         ((0.0, 0.5, 0.5), (0.2, 0.2, 0.2), "LEARNING"),
-        ((0.0, 0.2, 0.2), (0.2, 0.2, 0.2), "NOT LEARNING"),
-        ((0.0, 0.35, 0.35), (0.2, 0.17, 0.17), "LEARNING"),  # half-way, and nothing much was lost
-        ((0.0, 0.35, 0.35), (0.2, 0.15, 0.15), "NOT LEARNING"),  # half-way, and a quarter was lost
+        ((0.0, 0.3, 0.3), (0.2, 0.2, 0.2), "NOT LEARNING"),
         ((0.0, 0.5, 0.5), (0.2, 0.1, 0.1), "LEARNING"),  # runs that gained lost some of it
-        ((0.0, 0.2, 0.2), (0.2, 0.1, 0.1), "NOT LEARNING"),
+        ((0.0, 0.3, 0.3), (0.2, 0.1, 0.1), "NOT LEARNING"),
         ((0.0, -0.1, -0.1), (0.2, 0.3, 0.3), "LEARNING"),  # a predictor that was taught nonsense
         ((0.0, 0.5, 0.5), (-0.1, 0.2, 0.2), "LEARNING"),  # no measure: random features said nothing
     ],
@@ -207,22 +205,6 @@ def test_what_can_be_read_off_features_is_a_witness_of_its_own(cosines, legible,
     judgement = judge(run(centred_cos=list(cosines), scan_r2=list(legible)))
     assert judgement.verdict == verdict
     assert f"{cosines[1]:.3g} and {cosines[2]:.3g}" in judgement.reasons[0]
-
-
-@pytest.mark.parametrize(
-    ("spread", "legible", "verdict"),
-    [
-        (0.3, None, "COLLAPSED"),
-        (0.3, 0.1, "COLLAPSED"),
-        (0.3, 0.17, "NOT LEARNING"),  # drawn together, and as legible as before: such a run gained
-        (0.2, 0.17, "COLLAPSED"),
-        (0.4, 0.1, "NOT LEARNING"),
-    ],
-)
-def test_features_that_stay_legible_have_to_draw_closer_together_to_be_called_collapsed(spread, legible, verdict):
-    spreads = (0.1, 0.1 * spread, 0.1 * spread)
-    read = {} if legible is None else {"scan_r2": [0.2, legible, legible]}
-    assert judge(run(ratios=(8.0, 1.5, 1.5), spreads=spreads, centred_cos=[0.0, 0.0, 0.0], **read)).verdict == verdict
 
 
 def test_likeness_decides_where_the_error_beside_the_average_scan_says_otherwise():
