@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oct_foundation.models.positions import Rotation, rotate
-from oct_foundation.models.tpu_attention import flash_attention, runs_on_tpu
+from oct_foundation.models.xla_attention import flash_attention, runs_on_tpu
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:

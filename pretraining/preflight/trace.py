@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from data_setup.masking import MaskGenerator
 from oct_foundation.models.flops import step_flops
-from oct_foundation.models.tpu_attention import lowering_for_tpu
+from oct_foundation.models.xla_attention import lowering_for_tpu
 from pretraining.assemble import build_state
 from pretraining.config import RunConfig, load_config
 from pretraining.step import train_step, validation_loss

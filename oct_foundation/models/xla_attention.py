@@ -1,6 +1,6 @@
 """Attention on TPUs through our own kernels: XLA tensors in, XLA tensors out, torch's autograd in between.
 
-The kernels are written in jax (tpu_attention_kernels.py), lowered once per shape on the host, whichever machine that
+The kernels are written in jax (xla_attention_kernels.py), lowered once per shape on the host, whichever machine that
 is, and put into torch_xla's graph as a custom call. jax and torch_xla are imported when the first call needs them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from oct_foundation.models.tpu_attention_tiles import backward_tiles
+from oct_foundation.models.xla_attention_tiles import backward_tiles
 
 _lowering_for_tpu = False
 
@@ -136,9 +136,9 @@ def import_kernels() -> Any:
         ) from error
     # The host only lowers. Without this jax would open the chips that torch_xla already holds.
     jax.config.update("jax_platforms", "cpu")
-    from oct_foundation.models import tpu_attention_kernels
+    from oct_foundation.models import xla_attention_kernels
 
-    return tpu_attention_kernels
+    return xla_attention_kernels
 
 
 def abstract_arrays(query_shape: tuple[int, int, int], num_keys: int, dtype: torch.dtype) -> tuple[Any, Any, Any]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from oct_foundation.models import tpu_attention
-from oct_foundation.models.tpu_attention import flash_attention, lowering_for_tpu, runs_on_tpu
-from oct_foundation.models.tpu_attention_tiles import (
+from oct_foundation.models import xla_attention
+from oct_foundation.models.xla_attention import flash_attention, lowering_for_tpu, runs_on_tpu
+from oct_foundation.models.xla_attention_tiles import (
     KEY_TILE,
     Tiles,
     backward_cost,
@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-kernels = tpu_attention.import_kernels()
+kernels = xla_attention.import_kernels()
 
 RAGGED = [  # Nq, Nk, d, tiles
     (200, 300, 64, Tiles(queries=128, keys=256, resident=384)),
@@ -177,14 +177,14 @@ def test_tensors_on_a_cpu_never_meet_the_kernels():
 def test_without_jax_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(ImportError, match=r"octfm\[pallas\].*requirements/tpu\.txt"):
-        tpu_attention.import_kernels()
+        xla_attention.import_kernels()
 
 
 def test_the_custom_call_states_its_cost():
     shape = (6, 64, 9216)
     for payload, cost in (
-        (tpu_attention.forward_payload(shape, 9216, torch.bfloat16), forward_cost(6, 9216, 9216, 64, 2)),
-        (tpu_attention.backward_payload(shape, 9216, torch.bfloat16), backward_cost(6, 9216, 9216, 64, 2)),
+        (xla_attention.forward_payload(shape, 9216, torch.bfloat16), forward_cost(6, 9216, 9216, 64, 2)),
+        (xla_attention.backward_payload(shape, 9216, torch.bfloat16), backward_cost(6, 9216, 9216, 64, 2)),
     ):
         stated = json.loads(payload)["custom_call_config"]["cost_estimate"]
         assert stated == {"flops": cost.flops, "transcendentals": cost.exponentials, "bytes_accessed": cost.hbm_bytes}
@@ -205,7 +205,7 @@ TRACE = """
 import json, os
 import torch, torch_xla
 from oct_foundation.models.attention import Attention
-from oct_foundation.models.tpu_attention import lowering_for_tpu
+from oct_foundation.models.xla_attention import lowering_for_tpu
 
 private = {"torch_xla._XLAC._xla_tpu_custom_call": hasattr(torch_xla._XLAC, "_xla_tpu_custom_call")}
 import jax._src.cloud_tpu_init as init
@@ -233,7 +233,7 @@ def test_a_layer_is_traced_with_the_kernels_for_a_tpu_only_and_the_private_names
     pytest.importorskip("torch_xla", reason="TORCH_XLA ABSENT. Tracing was NOT tested.")
     seen = run_child(TRACE, PJRT_DEVICE="CPU")
     missing = [name for name, there in seen["private"].items() if not there]
-    assert not missing, f"tpu_attention.py leans on private names that are gone: {missing}"
+    assert not missing, f"xla_attention.py leans on private names that are gone: {missing}"
     assert seen["usual"] == 0
     assert seen["shapes"] == [[2, 40, 64], [2, 40, 64]]
     forward, backward = sorted(seen["calls"], key=len)
@@ -248,17 +248,17 @@ import json, sys
 import jax, jax.numpy as jnp, torch
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from oct_foundation.models import tpu_attention
+from oct_foundation.models import xla_attention
 
-kernels = tpu_attention.import_kernels()
+kernels = xla_attention.import_kernels()
 v4 = dict(chip_config_name="megacore", chips_per_host_bounds=(2, 2, 1), num_slices=1)
 chip = topologies.get_topology_desc(platform="tpu", topology_name="v4:2x2x1", **v4).devices[0]
 seen = []
 for heads, num_queries, num_keys, head_dim, dtype in json.loads(sys.argv[1]):
-    query, key, row = tpu_attention.abstract_arrays((heads, head_dim, num_queries), num_keys, getattr(torch, dtype))
+    query, key, row = xla_attention.abstract_arrays((heads, head_dim, num_queries), num_keys, getattr(torch, dtype))
     calls = [(kernels.forward, (query, key, key)), (kernels.backward, (query, key, key, query, row, query))]
     for kernel, arrays in calls:
-        exported = tpu_attention.export_for_tpu(kernel, *arrays)
+        exported = xla_attention.export_for_tpu(kernel, *arrays)
         at = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(chip)) for a in arrays]
         seen.append(jax.jit(exported.call).lower(*at).compile().cost_analysis()["flops"])
 print(json.dumps(seen))

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from oct_foundation.models.tpu_attention_tiles import (
+from oct_foundation.models.xla_attention_tiles import (
     LANES,
     Tiles,
     backward_cost,
