@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.study import CONDITIONS
+
 Row = Mapping[str, Any]
 METRICS = ("r2", "auroc")  # one a label: values, classes
 ENCODER, RANDOM, MAE, SUPERVISED = "encoder", "random_init", "mae", "supervised"
@@ -37,11 +39,10 @@ def mean_score(run: Row, contestant: str) -> float:
 
 
 def by_condition(study: Row) -> dict[str, list[Row]]:
-    """The runs of each condition, in the order of their seeds."""
-    found: dict[str, list[Row]] = {}
-    for run in sorted(study["runs"], key=lambda run: run["seed"]):
-        found.setdefault(run["condition"], []).append(run)
-    return found
+    """The runs of each condition, in the order of conditions and seeds."""
+    runs = sorted(study["runs"], key=lambda run: run["seed"])
+    found = {name: [run for run in runs if run["condition"] == name] for name in CONDITIONS}
+    return {name: several for name, several in found.items() if several}
 
 
 def settings_table(study: Row) -> str:
