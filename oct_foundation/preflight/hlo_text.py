@@ -18,10 +18,12 @@ _SHAPE = re.compile(r"\b(" + "|".join(_WIDTHS) + r")\[([\d,]*)\](?:\{([^}]*)\})?
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)])([a-z][\w\-]*)\(")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-# These name or pass on buffers; where they copy, a copy-start or a fusion beside them does it.
+# Start a copy between memories and return ((source), destination, context), or the first two without brackets.
+_COPIES = frozenset({"copy-start", "slice-start"})
+# These name or pass on buffers; where they copy, one of the above or a fusion beside them does it.
 _MOVE_NOTHING = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
-    | {"copy-done", "async-start", "async-update", "async-done", "slice-start", "slice-done", "all-reduce-done"}
+    | {"copy-done", "async-start", "async-update", "async-done", "slice-done", "all-reduce-done"}
 )
 
 
@@ -62,7 +64,7 @@ def read_hlo(text: str) -> HloFigures:
         if one.opcode in _MOVE_NOTHING:
             continue
         touched = in_hbm[one.name] + sum(in_hbm.get(operand, 0) for operand in one.operands)
-        moved += touched
+        moved += _copied(one.result) if one.opcode in _COPIES else touched
         if 'custom_call_target="tpu_custom_call"' in one.rest:
             num_kernels += 1
             silent += 0 if '"cost_estimate"' in one.rest else touched
@@ -73,6 +75,12 @@ def read_hlo(text: str) -> HloFigures:
         num_kernels=num_kernels,
         silent_kernel_bytes=silent,
     )
+
+
+def _copied(result: str) -> int:
+    """HBM bytes that a started copy moves: the smaller side, a slice perhaps, once for each side that lies in HBM."""
+    ends = list(_buffers(result))[:2]
+    return min(size for size, _ in ends) * sum(space == 0 for _, space in ends)
 
 
 def _entry(text: str) -> Iterator[_Instruction]:

@@ -1,7 +1,7 @@
 """What a compiled step cannot beat on a slice: the time of its arithmetic, of its memory traffic, of its reductions.
 
-The largest of the three bounds the step: a real one is slower, since they overlap imperfectly. MFU and volumes per
-second that follow are upper bounds, as good as the bytes that they are given: the compiler's count is a high one.
+The largest of the three bounds the step: a real one is slower, since they overlap imperfectly. All of it is as good as
+the bytes that it is given: with the compiler's count, a high one, a chip that keeps much on the chip may be faster.
 """
 
 from dataclasses import dataclass

@@ -79,6 +79,10 @@ def _preflight(arguments: argparse.Namespace) -> int:
     from pretraining.preflight.suggest import suggest
     from pretraining.preflight.table import print_estimate
 
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ValueError(
+            f"--json {arguments.json}: there is no folder {arguments.json.absolute().parent}; make it first"
+        )
     request = Request(
         config=arguments.config,
         overrides=tuple(arguments.overrides),

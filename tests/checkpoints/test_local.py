@@ -136,7 +136,7 @@ except Full as error:
 def test_data_is_flushed_before_it_gets_its_name_and_the_name_before_put_returns(tmp_path):
     """Killing a process does not test fsync (the page cache survives), so the system calls are read instead."""
     if shutil.which("strace") is None:
-        pytest.skip("no strace here")
+        pytest.skip("STRACE ABSENT: the order of writes to disk was NOT tested")
     code = f"""
 from pathlib import Path
 from oct_foundation.checkpoints.local import LocalStore
@@ -144,7 +144,7 @@ LocalStore(Path({str(tmp_path / "run")!r})).put("step-1/state.pt", lambda file: 
 """
     done = run_python(code, "strace", "-f", "-y", "-e", "trace=mkdir,fsync,link,linkat,rename,renameat,renameat2")
     if "attach" in done.stderr and "Operation not permitted" in done.stderr:
-        pytest.skip("strace is not allowed here")
+        pytest.skip("STRACE NOT ALLOWED: the order of writes to disk was NOT tested")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
     calls = [re.sub(r"^\[pid +\d+\] ", "", line).partition("(")[0] for line in lines]

@@ -18,7 +18,7 @@ from oct_foundation.models.vjepa2_weights import (
 )
 from oct_foundation.models.vjepa3d import VJEPA3D, VJEPA3DConfig
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="TRANSFORMERS ABSENT (octfm[dev]): parity was NOT tested")
 
 TINY = {
     "hidden_size": 96,

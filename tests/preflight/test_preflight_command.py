@@ -38,6 +38,7 @@ def test_on_another_machine_it_says_where_to_go(capsys: pytest.CaptureFixture[st
     [
         (["--topology", "v4-31"], "v4-32"),
         (["--topology", "v4-32"], "Set batch.global_batch_size to one of"),  # 2 over 16 chips
+        (["--json", "/nowhere/found.json"], "there is no folder /nowhere"),  # said before minutes of compiling
         (["model.presett=vit_tiny"], "did you mean model.preset"),
     ],
 )

@@ -120,13 +120,13 @@ E2E = e2e_file(
 
 
 def test_vol(test_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("eyepy")
+    pytest.importorskip("eyepy", reason="EYEPY ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
     run(read_heyex_vol, tmp_path / "mutant", (test_data / "oct" / "eyepy_tiny_10x40x50.vol").read_bytes(), 200)
 
 
 @pytest.fixture
 def export(test_data: Path, tmp_path: Path) -> Path:
-    pytest.importorskip("eyepy")
+    pytest.importorskip("eyepy", reason="EYEPY ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
     for path in (test_data / "oct" / "eyepy_heyex_xml_tiny" / "test_volume").iterdir():
         shutil.copyfile(path, tmp_path / path.name)
     return tmp_path / "test_dummy.xml"
@@ -150,7 +150,7 @@ def test_images_beside_the_xml(export: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_nifti(test_data: Path, tmp_path: Path, packed: bool) -> None:
-    pytest.importorskip("nibabel")
+    pytest.importorskip("nibabel", reason="NIBABEL ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
     data = (test_data / "mri" / "anatomical.nii").read_bytes()
     run(
         read_nifti,
@@ -161,13 +161,15 @@ def test_nifti(test_data: Path, tmp_path: Path, packed: bool) -> None:
 
 
 def test_e2e(tmp_path: Path) -> None:
-    pytest.importorskip("eyepy")
+    pytest.importorskip("eyepy", reason="EYEPY ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
     run(read_e2e, tmp_path / "mutant", E2E, 800)
 
 
 @pytest.mark.parametrize("pixels", [topcon_jpegs, topcon_raw])
 def test_topcon(bscans: np.ndarray, tmp_path: Path, pixels: Callable) -> None:
-    pytest.importorskip("oct_converter")
+    pytest.importorskip(
+        "oct_converter", reason="OCT_CONVERTER ABSENT (pip install 'octfm[formats]'): its formats were NOT tested"
+    )
     chunk = topcon_jpegs(bscans) if pixels is topcon_jpegs else topcon_raw(bscans, b"@IMG_SCAN_03")
     run(read_topcon, tmp_path / "mutant", topcon_file([chunk, *topcon_facts()]), 200)
 
@@ -176,7 +178,9 @@ def test_readers_are_silent(
     bscans: np.ndarray, export: Path, tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where eyepy logs and oct-converter prints."""
-    pytest.importorskip("oct_converter")
+    pytest.importorskip(
+        "oct_converter", reason="OCT_CONVERTER ABSENT (pip install 'octfm[formats]'): its formats were NOT tested"
+    )
     caplog.set_level(logging.DEBUG)
     path = tmp_path / "mutant"
     empty = topcon_file([topcon_jpegs(bscans)])  # without extents

@@ -13,7 +13,7 @@ from data_setup.isolate import IsolationLimits, run_isolated
 from data_setup.volume import ReadOptions
 from tests.data_setup.formats.conftest import e2e_file, e2e_patient, e2e_volume
 
-pytest.importorskip("eyepy")
+pytest.importorskip("eyepy", reason="EYEPY ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
 from data_setup.formats.heyex import read_e2e
 
 STRICT, ANY = ReadOptions(), ReadOptions(include_nonvolumetric=True)
@@ -54,7 +54,10 @@ def test_every_volume_comes_with_its_side_and_patient(save: Callable, stored: np
 
 
 def test_pixels_and_facts_are_those_of_oct_converter(save: Callable, stored: np.ndarray) -> None:
-    readers = pytest.importorskip("oct_converter.readers")
+    readers = pytest.importorskip(
+        "oct_converter.readers",
+        reason="OCT_CONVERTER ABSENT (pip install 'octfm[formats]'): its formats were NOT tested",
+    )
     chunks = [(9, RIGHT, -1, e2e_patient("Doe", "ID-9"), 0), *e2e_volume(stored, RIGHT, b"R")]
     path = save("scan.e2e", e2e_file(chunks))
     [theirs] = readers.E2E(path).read_oct_volume()

@@ -14,7 +14,7 @@ from data_setup.errors import BadFile, Reason
 from data_setup.formats.heyex import planes, read_heyex_vol, read_heyex_xml
 from data_setup.volume import ReadOptions
 
-eyepy = pytest.importorskip("eyepy")
+eyepy = pytest.importorskip("eyepy", reason="EYEPY ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
 ANY = ReadOptions(include_nonvolumetric=True)
 TINY_SPACING = (0.0314, 0.003872, 0.011819)
 

@@ -12,7 +12,9 @@ from data_setup.errors import BadFile, Reason
 from data_setup.formats.nifti import read_nifti
 from data_setup.volume import ReadOptions
 
-nib = pytest.importorskip("nibabel")
+nib = pytest.importorskip(
+    "nibabel", reason="NIBABEL ABSENT (pip install 'octfm[formats]'): its formats were NOT tested"
+)
 STRICT = ReadOptions()
 SPACING = (0.12, 0.0039, 0.0117)  # mm, [D, H, W]
 

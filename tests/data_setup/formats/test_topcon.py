@@ -12,7 +12,9 @@ from data_setup.errors import BadFile, Reason
 from data_setup.volume import ReadOptions
 from tests.data_setup.formats.conftest import topcon_facts, topcon_file, topcon_jpegs, topcon_raw
 
-pytest.importorskip("oct_converter")
+pytest.importorskip(
+    "oct_converter", reason="OCT_CONVERTER ABSENT (pip install 'octfm[formats]'): its formats were NOT tested"
+)
 from data_setup.formats.topcon import read_topcon
 
 FROMSTRING = np.fromstring
