@@ -41,3 +41,47 @@ class JEPABatch:
     def num_samples(self) -> int:
         """B, the volumes of this batch."""
         return self.context_view.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """A kind of input: `name` in batches, logs and checkpoints; `aliases`, which files may use; `shape` without B."""
+
+    name: str
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationBatch:
+    """Rows of text with images in them: R rows of L tokens, sorted by modality.
+
+    images: modality -> float [n, *shape], in the order of that modality's places in the rows; only modalities that
+    are there. input_ids, attention_mask: int64 [R, L]; labels: int64 [R, L], -100 outside the answer. rows: modality
+    (`text` for rows without an image) -> how many rows, in the order of the rows.
+    """
+
+    images: Mapping[str, torch.Tensor]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    rows: Mapping[str, int]
+
+    @property
+    def present(self) -> frozenset[str]:
+        """Modalities with an image: known on the host, never read from a tensor."""
+        return frozenset(self.images)
+
+    @property
+    def num_samples(self) -> int:
+        """R, the rows."""
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch on `device`."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("input_ids", "attention_mask", "labels")
+        }
+        images = {name: image.to(device, non_blocking=non_blocking) for name, image in self.images.items()}
+        return type(self)(images=images, rows=self.rows, **moved)
