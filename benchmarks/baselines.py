@@ -19,8 +19,8 @@ from oct_foundation.models.flops import block_flops
 from oct_foundation.models.predictor import Predictor
 from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D
 from oct_foundation.runtime.base import Scalar
-from pretraining.config import RunConfig
 from pretraining.tasks.vjepa_objective import VJEPAObjective
+from pretraining.vjepa_config import VJEPARunConfig
 
 PATCH_EPS = 1e-6  # of the variance of a patch, grey levels of 0 to 1
 
@@ -79,7 +79,7 @@ class SupervisedObjective(VJEPAObjective):
     targets: float32 [train volumes, labels], standardised, in the order of the index.
     """
 
-    def __init__(self, config: RunConfig, prepared: PreparedSet, targets: np.ndarray) -> None:
+    def __init__(self, config: VJEPARunConfig, prepared: PreparedSet, targets: np.ndarray) -> None:
         super().__init__(config)
         volumes = PreparedVolumes(prepared, "train")
         self._targets = torch.from_numpy(targets)
@@ -102,7 +102,7 @@ class SupervisedObjective(VJEPAObjective):
         """There is no teacher."""
 
 
-def flops_per_step(config: RunConfig, kind: str, num_context: int, num_target: int) -> float:
+def flops_per_step(config: VJEPARunConfig, kind: str, num_context: int, num_target: int) -> float:
     """Of one volume, multiply-add = 2, with the patch embedding; a backward pass is twice its forward."""
     sizes, num_patches = PRESETS[config.model.preset], config.grid.num_patches
     voxels = float(np.prod(config.model.patch_size))

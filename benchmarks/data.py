@@ -42,7 +42,8 @@ from data_setup.prepare import PrepareSettings, prepare
 from data_setup.resample import resize
 from data_setup.sampler import SampleKey
 from data_setup.sources import DirectorySource
-from data_setup.transforms import TrainingTransform, ViewSettings
+from data_setup.transforms import TrainingTransform
+from data_setup.views import ViewSettings
 from oct_foundation.geometry import PatchGrid
 
 SIZE = (64, 384, 384)

@@ -18,10 +18,11 @@ from data_setup.phantom_benchmark import BenchmarkSettings, write_benchmark
 from oct_foundation.runtime.native import NativeRuntime
 from pretraining.assemble import build_state
 from pretraining.assemble_diagnostics import build_diagnostics
-from pretraining.config import load_config
+from pretraining.config import load_as
 from pretraining.run_folder import RunFolder
 from pretraining.step import train_step
 from pretraining.tasks.vjepa import VJEPATask
+from pretraining.vjepa_config import VJEPARunConfig
 
 SIZE, BATCH, NUM_HELD_OUT, STEPS_A_ROUND, ROUNDS = (16, 128, 128), 2, 18, 5, 3
 
@@ -49,7 +50,7 @@ def measure(folder: Path) -> tuple[float, float, int]:
     """Seconds of a step and of a reading, and the default interval."""
     settings = BenchmarkSettings(num_volumes=NUM_HELD_OUT + 16, image_size=SIZE)
     prepared = write_benchmark(folder / "set", settings, num_train=16, num_val=NUM_HELD_OUT)
-    config = load_config(
+    config = load_as(VJEPARunConfig, 
         SMOKE,
         [
             "model.preset=vit_small", f"model.image_size={list(SIZE)}", "data.source=prepared",

@@ -6,6 +6,8 @@ compiler's or follows from it. A cell takes one to five minutes on two cores; th
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +60,25 @@ class Cell:
 
 
 def measured(cells: Sequence[Cell], path: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its figures; writes the file after each, and takes from it what is there."""
-    known: dict[str, Any] = json.loads(path.read_text())["cells"] if path.exists() else {}
+    """Each cell with its figures; writes the file after each, and takes from it what is there.
+
+    The file also says on which machine, with which versions, and by which commands its cells were made.
+    """
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Any] = before.get("cells", {})
+    commands = list(dict.fromkeys([*before.get("commands", []), _command()]))
     for cell in cells:
         if cell.name not in known:
             known[cell.name] = cell.measure()
             path.parent.mkdir(parents=True, exist_ok=True)
-            facts = {"machine": machine_facts(), "versions": versions()}
+            facts = {"commands": commands, "machine": machine_facts(), "versions": versions()}
             path.write_text(json.dumps({**facts, "cells": known}, indent=1) + "\n")
         yield cell, known[cell.name]
+
+
+def _command() -> str:
+    """How this process was started, without the folders of this machine."""
+    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def add_sizes(parser: argparse.ArgumentParser, *, topologies: Sequence[str], shapes: Sequence[str]) -> None:

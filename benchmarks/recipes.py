@@ -23,11 +23,12 @@ from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
 from oct_foundation.runtime.native import NativeRuntime
 from pretraining.assemble_diagnostics import build_diagnostics
-from pretraining.config import RunConfig, load_config
+from pretraining.config import load_as
 from pretraining.run_folder import RunFolder
 from pretraining.state import TrainState
 from pretraining.tasks.vjepa import VJEPATask
 from pretraining.tasks.vjepa_objective import VJEPAObjective
+from pretraining.vjepa_config import VJEPARunConfig
 
 Breakage = Literal[
     "no_stop_gradient",
@@ -68,7 +69,7 @@ def base_settings(steps: int, every_steps: int) -> list[str]:
 class BrokenObjective(VJEPAObjective):
     """V-JEPA with one thing broken."""
 
-    def __init__(self, config: RunConfig, breakage: Breakage | None) -> None:
+    def __init__(self, config: VJEPARunConfig, breakage: Breakage | None) -> None:
         super().__init__(config)
         self._breakage = breakage
         self._first: JEPABatch | None = None
@@ -144,7 +145,7 @@ class Outcome:
 def run_recipe(recipe: Recipe, prepared: PreparedSet, folder: Path, *, steps: int, every_steps: int) -> Outcome:
     """Trains in this process on `prepared` and reads as a run does; `folder` takes its pictures."""
     settings = [*base_settings(steps, every_steps), f"data.root={prepared.folder}", *recipe.settings]
-    config = load_config(SMOKE, [*settings, f"seed={recipe.seed}"])
+    config = load_as(VJEPARunConfig, SMOKE, [*settings, f"seed={recipe.seed}"])
     task = VJEPATask(config, prepared, BrokenObjective(config, recipe.breakage))
     state = start(task, config)
     assert isinstance(state.model, VJEPA3D)

@@ -1,7 +1,8 @@
 """How does a step's cost grow?  python -m benchmarks.scaling --json FILE
 
-Compiles the training step at growing token counts, batches and slices (through benchmarks.preflight) and fits
-cost = a x size^b: an exponent of 1 is proportional growth, attention's own share of the operations grows with 2.
+Compiles the training step at growing token counts, batches and slices (through benchmarks.preflight) and fits two laws:
+cost = a x size^b, where attention's own share of the operations grows with b = 2, and cost = fixed + each x size, where
+passes over weights and moments are fixed. The one with the smaller error is the one to believe.
 """
 
 import argparse
@@ -27,20 +28,35 @@ def power_law(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, fl
     return float(np.exp(logarithm)), float(exponent), float(np.abs(fitted / costs - 1).max())
 
 
+def line(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float, float]:
+    """fixed, each and the largest relative error of cost = fixed + each x size, by least squares of relative errors."""
+    relative = np.column_stack([np.ones(len(sizes)), sizes]) / np.asarray(costs)[:, None]
+    (fixed, each), *_ = np.linalg.lstsq(relative, np.ones(len(costs)))
+    return float(fixed), float(each), float(np.abs(relative @ (fixed, each) - 1).max())
+
+
 def tokens(cell: Cell) -> int:
     """Patches of a volume."""
     return prod(int(side) for side in cell.shape.split(",")) // PATCH_VOXELS
 
 
 def laws(points: Mapping[float, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """A law per cost over the sizes of `points`; costs that are 0 somewhere, as of tiny steps, have none."""
+    """Both laws per cost over the sizes of `points`; costs that are 0 somewhere, as of tiny steps, have none."""
     sizes = sorted(points)
     found = {}
     for cost in COSTS:
         values = [points[size][cost] for size in sizes]
         if all(values):
             a, b, error = power_law(sizes, values)
-            found[cost] = {"a": float(f"{a:.4g}"), "b": round(b, 3), "largest_error": round(error, 3)}
+            fixed, each, line_error = line(sizes, values)
+            found[cost] = {
+                "a": float(f"{a:.4g}"),
+                "b": round(b, 3),
+                "largest_error": round(error, 3),
+                "fixed": float(f"{fixed:.4g}"),
+                "each": float(f"{each:.4g}"),
+                "line_largest_error": round(line_error, 3),
+            }
     return found
 
 

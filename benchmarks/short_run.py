@@ -7,21 +7,23 @@ import torch
 
 from oct_foundation.runtime.native import NativeRuntime
 from pretraining.assemble import build_state
-from pretraining.config import RunConfig
 from pretraining.state import TrainState
 from pretraining.step import train_step
 from pretraining.tasks.vjepa import VJEPATask
+from pretraining.vjepa_config import VJEPARunConfig
 
 OnStep = Callable[[TrainState, Any, Mapping[str, torch.Tensor], Mapping[str, float]], None]
 """(state after the step, its batch, its metrics, its scalars)"""
 
 
-def start(task: VJEPATask, config: RunConfig) -> TrainState:
+def start(task: VJEPATask, config: VJEPARunConfig) -> TrainState:
     """Model and optimizer on the CPU, before the first step."""
     return build_state(config, task.objective, NativeRuntime("cpu"))
 
 
-def train(task: VJEPATask, config: RunConfig, state: TrainState, steps: int, on_step: OnStep | None = None) -> None:
+def train(
+    task: VJEPATask, config: VJEPARunConfig, state: TrainState, steps: int, on_step: OnStep | None = None
+) -> None:
     """Updates `state` up to `steps`; calls `on_step` after each."""
     runtime, schedules = NativeRuntime("cpu"), config.optim.schedules(steps)
     batches: Iterable[Any] = task.train_batches(rank=0, world_size=1, start_step=0, num_steps=steps)

@@ -37,8 +37,9 @@ from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeSettings, probe
 from oct_foundation.diagnostics.voxel_controls import voxel_controls
 from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D, VJEPA3DConfig
-from pretraining.config import RunConfig, load_config
+from pretraining.config import load_as
 from pretraining.tasks.vjepa import VJEPATask
+from pretraining.vjepa_config import VJEPARunConfig
 
 NUM_TRAIN, NUM_VAL, NUM_JUDGED = 1600, 32, 480
 TRAINING_EYES_SEED = 1
@@ -56,7 +57,7 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def configuration(condition: str, seed: int, steps: int, root: Path) -> RunConfig:
+def configuration(condition: str, seed: int, steps: int, root: Path) -> VJEPARunConfig:
     """The run's, by load_config, as a user's file would give it."""
     settings = [
         "model.preset=vit_tiny", "model.image_size=[16,96,96]", "data.source=prepared", f"data.root={root}",
@@ -67,7 +68,7 @@ def configuration(condition: str, seed: int, steps: int, root: Path) -> RunConfi
         "data.views.blur_prob=0",
         f"seed={seed}", *CONDITIONS[condition],
     ]  # fmt: skip
-    return load_config(SMOKE, settings)
+    return load_as(VJEPARunConfig, SMOKE, settings)
 
 
 def run_one(condition: str, seed: int, steps: int, root: Path, attentive: bool) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def run_one(condition: str, seed: int, steps: int, root: Path, attentive: bool) 
     return {**facts, "train_s": round(trained_s), "seconds": round(time.perf_counter() - began), "rows": rows}
 
 
-def _task(kind: str, config: RunConfig, prepared: PreparedSet) -> VJEPATask:
+def _task(kind: str, config: VJEPARunConfig, prepared: PreparedSet) -> VJEPATask:
     match kind:
         case "vjepa":
             return VJEPATask(config, prepared)

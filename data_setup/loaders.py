@@ -5,20 +5,22 @@ more is replaced and counted. Neither ends an epoch early, and neither goes unse
 """
 
 import logging
+import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from multiprocessing.context import BaseContext
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from data_setup.collate import collate
 from data_setup.datasets import VolumeDataset
-from data_setup.sampler import SampleKey, ShardedBatchSampler
-from data_setup.worker_watch import WatchedDataset, describe_deaths
+from data_setup.sampler import SampleKey
+from data_setup.worker_watch import NamedDataset, WatchedDataset, describe_deaths
 from oct_foundation.batch import JEPABatch
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,18 @@ log = logging.getLogger(__name__)
 # SIGCHLD tells of them.
 _POLL_S = 2.0
 
-_Made = tuple[JEPABatch, list[list[str]]]  # a batch, and per replaced sample the ids that could not be read
+_Made = tuple[Any, list[list[str]]]  # a batch, and per replaced sample the ids that could not be read
+MakeBatch = Callable[[Sequence[Any]], _Made]
+
+
+class MicroBatches(Protocol):
+    """The order of a rank's samples."""
+
+    grad_accum_steps: int
+
+    def micro_batches(self, start_step: int, num_steps: int) -> Iterator[list[SampleKey]]:
+        """Of the updates [start_step, start_step + num_steps)."""
+        ...
 
 
 class LoaderError(RuntimeError):
@@ -61,27 +74,30 @@ class LoaderSettings:
 class TrainBatches:
     """The micro-batches of a rank for the updates [start_step, start_step + num_steps), to be iterated once.
 
-    num_replaced and num_restarts count while it goes. Raises LoaderError.
+    make_batch: of the samples of a micro-batch, a batch, and for each replaced sample the ids that could not be read;
+    None: a JEPABatch. num_replaced and num_restarts count while it goes. Raises LoaderError.
     """
 
     _FREE_REPLACEMENTS = 10  # a short run with one bad volume must not end for its share
 
     def __init__(
         self,
-        dataset: VolumeDataset,
-        sampler: ShardedBatchSampler,
+        dataset: NamedDataset,
+        sampler: MicroBatches,
         settings: LoaderSettings,
         *,
         start_step: int,
         num_steps: int,
+        make_batch: MakeBatch | None = None,
     ) -> None:
         self._sampler, self._settings = sampler, settings
+        self._make_batch = make_batch or jepa_batch_and_replaced
         self._dataset = WatchedDataset(dataset, settings.num_workers)
         self._start_step, self._num_steps = start_step, num_steps
         self._done = 0  # micro-batches handed out
         self.num_samples, self.num_replaced, self.num_restarts = 0, 0, 0
 
-    def __iter__(self) -> Iterator[JEPABatch]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             batches = iter(self._loader())
             try:
@@ -118,17 +134,16 @@ class TrainBatches:
         return DataLoader(
             self._dataset,
             batch_sampler=_Remaining(self._sampler, self._start_step, self._num_steps, self._done),
-            collate_fn=_collate,
+            collate_fn=self._make_batch,
             num_workers=workers,
-            # A fork after an accelerator's client has started is unsafe; a fork server was clean when it began.
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=_fork_server() if workers else None,
             prefetch_factor=self._settings.prefetch_factor if workers else None,
             timeout=_POLL_S if workers else 0,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # from the global one each restart would draw once more
         )
 
-    def _count(self, batch: JEPABatch, replaced: list[list[str]]) -> None:
+    def _count(self, batch: Any, replaced: list[list[str]]) -> None:
         self._done += 1
         self.num_samples += batch.num_samples
         self.num_replaced += len(replaced)
@@ -157,7 +172,7 @@ class TrainBatches:
 class _Remaining:
     """What DataLoader wants of a batch sampler, an iterable with a length, from a micro-batch on."""
 
-    def __init__(self, sampler: ShardedBatchSampler, start_step: int, num_steps: int, done: int) -> None:
+    def __init__(self, sampler: MicroBatches, start_step: int, num_steps: int, done: int) -> None:
         self._sampler, self._start_step, self._num_steps, self._done = sampler, start_step, num_steps, done
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -169,6 +184,15 @@ class _Remaining:
         return self._num_steps * self._sampler.grad_accum_steps - self._done
 
 
+def _fork_server() -> BaseContext:
+    """Where workers come from. A fork after an accelerator's client has started is unsafe; this server was clean when
+    it began. It imports MONAI once: 9 s of a core, which each worker would spend on its own.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "data_setup.transforms"])
+    return context
+
+
 def _start_worker(_worker: int) -> None:
     """One core's work per worker: torch would start a thread per core in each. Ctrl-C reaches the whole group, and the
     trainer decides; its ranks wait for TERM with a mask that workers inherit, but a worker shall die of TERM.
@@ -178,9 +202,9 @@ def _start_worker(_worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _collate(samples: list[dict[str, Any]]) -> _Made:
+def jepa_batch_and_replaced(samples: Sequence[dict[str, Any]]) -> _Made:
     """The batch, and for each sample that is not the planned one the ids of the volumes that could not be read."""
-    return jepa_batch(samples), [sample["replaced"] for sample in samples if sample["replaced"]]
+    return jepa_batch(list(samples)), [sample["replaced"] for sample in samples if sample["replaced"]]
 
 
 def jepa_batch(samples: list[dict[str, Any]]) -> JEPABatch:

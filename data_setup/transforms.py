@@ -5,7 +5,6 @@ randomness comes from (seed, epoch, index): no worker, order or resume can chang
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,42 +26,9 @@ from data_setup.collate import plain_tensor
 from data_setup.masking import MaskGenerator
 from data_setup.randomness import Purpose, sample_rng
 from data_setup.sampler import SampleKey
+from data_setup.views import ViewSettings
 
 VIEWS = ("context_view", "target_view")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """Probabilities of each augmentation, and how far it goes; 0 switches one off.
-
-    Spatial (shared by both views): mirror along D and W; in-plane tilt (rad), shift and zoom (share of H and W).
-    Intensity (each view for itself; grey levels 0 to 1): gain, brightness, gamma, noise (standard deviation), blur
-    (voxels).
-    """
-
-    flip_prob: float = 0.5
-    affine_prob: float = 0.2
-    max_tilt_rad: float = 0.1
-    max_shift: float = 0.05
-    max_zoom: float = 0.1
-    intensity_prob: float = 0.5
-    max_gain: float = 0.15
-    max_brightness: float = 0.05
-    max_gamma: float = 1.4
-    noise_prob: float = 0.2
-    max_noise: float = 0.04
-    blur_prob: float = 0.1
-    max_blur: float = 0.8
-
-    def __post_init__(self) -> None:
-        for name in ("flip_prob", "affine_prob", "intensity_prob", "noise_prob", "blur_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.views.{name} is a probability, 0 to 1; found {getattr(self, name)}")
-        for name in ("max_tilt_rad", "max_shift", "max_zoom", "max_gain", "max_brightness", "max_noise", "max_blur"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"data.views.{name} must be from 0 to below 1; found {getattr(self, name)}")
-        if not self.max_gamma >= 1:
-            raise ValueError(f"data.views.max_gamma must be at least 1 (no change); found {self.max_gamma}")
 
 
 class TwoViewTransform(MapTransform, Randomizable):

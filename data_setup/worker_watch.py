@@ -8,25 +8,34 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset, get_worker_info
 
-from data_setup.datasets import VolumeDataset
 from data_setup.sampler import SampleKey
 
 _FIELDS = 3  # epoch, index, peak resident memory in kB
 
 
-class WatchedDataset(Dataset[dict[str, Any]]):
+class NamedDataset(Protocol):
+    """Samples by key; `name` says how an index is known in logs."""
+
+    def __getitem__(self, key: SampleKey) -> Any: ...
+
+    def name(self, index: int) -> str:
+        """Of one sample."""
+        ...
+
+
+class WatchedDataset(Dataset[Any]):
     """A data set that writes down, per worker, which sample it is making."""
 
-    def __init__(self, dataset: VolumeDataset, num_workers: int) -> None:
+    def __init__(self, dataset: NamedDataset, num_workers: int) -> None:
         self._dataset = dataset
         context = multiprocessing.get_context("forkserver")
         self._board = context.RawArray("q", [-1] * (_FIELDS * max(num_workers, 1)))
 
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> Any:
         if (worker := get_worker_info()) is not None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             self._board[worker.id * _FIELDS : (worker.id + 1) * _FIELDS] = [key.epoch, key.index, peak]

@@ -3,12 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_setup.index import PreparedSet
 from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.manager import CheckpointManager
 from oct_foundation.checkpoints.manifest import CheckpointName
@@ -18,18 +17,17 @@ from oct_foundation.checkpoints.random_state import seed_host
 from oct_foundation.checkpoints.sharing import ranks_without
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
-from oct_foundation.optim.groups import parameter_groups
+from oct_foundation.optim.groups import parameter_groups, split_by_branch
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.lifeline import Lifeline, LifelineSettings
 from oct_foundation.tracking.tracker import FanOut, Tracker
-from pretraining.assemble_diagnostics import build_diagnostics
 from pretraining.config import ConfigError, RunConfig
 from pretraining.loop import Run
 from pretraining.provenance import git_sha, versions
 from pretraining.run_folder import RunFolder
 from pretraining.state import ResumeError, TrainState
+from pretraining.tasks.build import build_task
 from pretraining.tasks.task import Objective, Task
-from pretraining.tasks.vjepa import VJEPATask
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ class Job:
 
     config: RunConfig
     folder: RunFolder
-    prepared: Path
+    prepared: Path | None
     attempt: str
     life: LifelineSettings
     terminal_fd: int | None = None
@@ -61,9 +59,8 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     """
     config = job.config
     seed_host(config.seed)
-    prepared = PreparedSet.load(job.prepared)
-    accumulation = config.batch.accumulation(runtime.world_size)
-    task = VJEPATask(config, prepared)
+    accumulation = config.batch.accumulation(runtime.world_size * runtime.cores)
+    task = build_task(config.fed_by_rank(runtime.cores), job.prepared)
     try:
         per_epoch = task.steps_per_epoch(world_size=runtime.world_size)
         total_steps = min(config.train.epochs * per_epoch, config.train.max_steps or config.train.epochs * per_epoch)
@@ -91,15 +88,14 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     )
     if checkpoints is not None and newest is not None:
         resume(run, checkpoints, newest)
-    if run.saver is not None:
-        run.saver.prepare(state.capture(runtime))
+    if checkpoints is not None:
+        whole = runtime.whole(state.capture(runtime))
+        if run.saver is not None:
+            run.saver.prepare(whole)
     run.start_step = state.step
-    if config.diagnostics.enabled:
-        run.diagnostics = build_diagnostics(
-            config, prepared, state.model, runtime, total_steps=total_steps, folder=job.folder
-        )
-    if run.diagnostics is not None:
-        run.diagnostics.take_up(run.start_step, run.facts.get("first_reading"))
+    run.watch = task.watch(state.model, runtime, total_steps=total_steps, folder=job.folder)
+    if run.watch is not None:
+        run.watch.take_up(run.start_step, run.facts.get("first_reading"))
     run.tracker = make_tracker(run)
     return run
 
@@ -107,15 +103,21 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
 def build_state(config: RunConfig, objective: Objective, runtime: Runtime, *, begins: bool = True) -> TrainState:
     """Model on the device, optimizer with its moments, replica; in the order that keeps the step one XLA program.
 
-    begins: False for a run that goes on, whose weights come from its checkpoint.
+    begins: False for a run that goes on, whose weights come from its checkpoint. Raises ConfigError where train.compile
+    meets XLA.
     """
+    if config.train.compile and runtime.kind == "xla":
+        raise ConfigError("train.compile=true is for CPU and CUDA; XLA compiles the whole step anyway: leave it false")
     model = objective.build_model()
     if begins:
         objective.initialize(model)
-    model = model.to(runtime.device)
+    model = runtime.place(model)
     guard = GradientGuard(config.optim.clip_norm, runtime.device)
-    optimizer = AdamW(parameter_groups(model), guard=guard, betas=config.optim.betas, eps=config.optim.eps)
-    return TrainState(model=model, replica=runtime.replicate(model), optimizer=optimizer)
+    groups = split_by_branch(parameter_groups(model), objective.branches(model))
+    optimizer = AdamW(groups, guard=guard, betas=config.optim.betas, eps=config.optim.eps)
+    objective.placed(model, runtime)
+    replica = runtime.replicate(model, optimizer, find_unused=objective.finds_unused)
+    return TrainState(model=model, replica=replica, optimizer=optimizer)
 
 
 def open_checkpoints(job: Job, runtime: Runtime) -> CheckpointManager | None:
@@ -163,7 +165,7 @@ def resume(run: Run, checkpoints: CheckpointManager, name: CheckpointName) -> No
     found = checkpoints.restore(name)
     assert found is not None, "a checkpoint asked for by name is there or an error"
     saved, manifest = found
-    _same_run(manifest.facts, run.facts)
+    _same_run(manifest.facts, run.facts, run.config.fixed_sections)
     if (first := manifest.facts.get("first_reading")) is not None:
         run.facts["first_reading"] = first  # the record may be lost with the machine; later checkpoints carry it on
     run.state.restore(saved, runtime)
@@ -184,8 +186,11 @@ def _facts(config: RunConfig, task: Task, world_size: int, total_steps: int, per
     }
 
 
-def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ResumeError naming what differs between a checkpoint and this run, where it would change the training."""
+def _same_run(saved: dict[str, Any], now: dict[str, Any], fixed: Sequence[str]) -> None:
+    """Raises ResumeError naming what differs between a checkpoint and this run, where it would change the training.
+
+    fixed: sections of the configuration that must be equal.
+    """
     if saved["data"] != now["data"]:
         raise ResumeError(
             "the training samples or their order differ from the checkpoint's: files were added, removed or prepared "
@@ -197,8 +202,8 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
             f"steps would no longer name the same samples. On other devices keep it and change "
             f"batch.per_core_batch_size or batch.grad_accum_steps"
         )
-    for key in ("model", "mask", "seed"):
-        if saved["config"][key] != now["config"][key]:
+    for key in fixed:
+        if saved["config"].get(key, now["config"][key]) != now["config"][key]:
             raise ResumeError(
                 f"{key} differs from the checkpoint's: {saved['config'][key]} there, {now['config'][key]} here. Use "
                 f"the same configuration, or start anew with another output_dir (or checkpoint.resume=false)"

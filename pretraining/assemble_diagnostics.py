@@ -16,12 +16,13 @@ from oct_foundation.diagnostics.labels import LabelKind
 from oct_foundation.diagnostics.quick_probe import quick_probe
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Runtime
-from pretraining.config import ConfigError, RunConfig
+from pretraining.config import ConfigError
 from pretraining.diagnose import Diagnostics, ProbeLabels
 from pretraining.held_out import NUM_VIEWS, HeldOut
 from pretraining.label_table import PHANTOMS, LabelTable, patients_in_files, read_labels
 from pretraining.observe import VJEPAObserver
 from pretraining.run_folder import RunFolder
+from pretraining.vjepa_config import VJEPARunConfig
 
 # A look at a volume runs teacher and student over all tokens, and context and predictor once: about as much as a
 # training step of that volume (docs/performance.md). Readings may take this share of the time.
@@ -35,7 +36,13 @@ log = logging.getLogger(__name__)
 
 
 def build_diagnostics(
-    config: RunConfig, prepared: PreparedSet, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder
+    config: VJEPARunConfig,
+    prepared: PreparedSet,
+    model: nn.Module,
+    runtime: Runtime,
+    *,
+    total_steps: int,
+    folder: RunFolder,
 ) -> Diagnostics | None:
     """What looks at a run through its validation volumes; None, with one log line, where there are too few."""
     settings, batch_size = config.diagnostics, config.batch.per_core_batch_size
@@ -64,12 +71,13 @@ def build_diagnostics(
         clip_norm=config.optim.clip_norm,
         record=folder.metrics,
         pictures=folder.pictures,
+        stop_on_alarm=settings.stop_on_alarm,
         labels=_agreed_labels(config, prepared, held_out, folder, runtime),
     )
 
 
 def _agreed_labels(
-    config: RunConfig, prepared: PreparedSet, held_out: HeldOut, folder: RunFolder, runtime: Runtime
+    config: VJEPARunConfig, prepared: PreparedSet, held_out: HeldOut, folder: RunFolder, runtime: Runtime
 ) -> ProbeLabels | None:
     """On rank 0, which alone probes; what is wrong with them is raised as ConfigError on all ranks."""
     labels, trouble = None, ""
@@ -83,7 +91,7 @@ def _agreed_labels(
     return labels
 
 
-def _labels(config: RunConfig, prepared: PreparedSet, held_out: HeldOut, folder: RunFolder) -> ProbeLabels | None:
+def _labels(config: VJEPARunConfig, prepared: PreparedSet, held_out: HeldOut, folder: RunFolder) -> ProbeLabels | None:
     """What `diagnostics.labels` names, of the held-out volumes; raises ConfigError where it cannot be used."""
     wanted, data = config.diagnostics.labels, config.data
     if wanted is None:

@@ -1,7 +1,7 @@
-"""The configuration of a run: YAML and key=value overrides -> one frozen `RunConfig`, or one readable error.
+"""The configuration of a run: YAML and key=value overrides -> one frozen configuration, or one readable error.
 
-Each section is a dataclass beside its owner, which checks its own values; here they are put together and the checks
-that need more than one section are made.
+Each section is a dataclass beside its owner, which checks its own values. What every task has is here; a task's own
+sections are in <task>_config.py, and `task:` in the file says which.
 """
 
 import dataclasses
@@ -10,66 +10,54 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Literal, Self, TypeVar, get_args
 
-from data_setup.masking import MaskGenerator, MaskSettings
-from data_setup.prepare import PrepareSettings
-from oct_foundation.geometry import PatchGrid
-from oct_foundation.models.vjepa3d import VJEPA3DConfig
 from oct_foundation.tracking.wandb import WandbSettings
-from pretraining.config_file import ConfigError, load_settings, to_yaml
+from pretraining.config_file import ConfigError, load_settings, to_yaml, value_of
 from pretraining.sections import (
     BatchSection,
     CheckpointSection,
-    DataSection,
-    DiagnosticsSection,
     OptimSection,
     RuntimeSection,
     TrainSection,
     check_range,
 )
 
-__all__ = ["ConfigError", "RunConfig", "load_config"]
+__all__ = ["ConfigError", "RunConfig", "TaskName", "load_config"]
 
-# What people type most often, allowed on the command line.
-_SHORT_NAMES = {"model": "model.preset", "max_steps": "train.max_steps"}
+TaskName = Literal["vjepa", "multimodal"]
+_Config = TypeVar("_Config", bound="RunConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run; saved, resolved, in its folder and with every checkpoint.
+    """What decides a run of any task; saved, resolved, in its folder and with every checkpoint.
 
-    init_from: V-JEPA 2 weights of `transformers` (folder or .safetensors) to start from, null: at random.
+    fixed_sections must not change when a run goes on from a checkpoint; short_names are what people type most often.
     """
 
+    task: TaskName
     name: str = "octfm"
     output_dir: str | None = None  # null: runs/<name>-<time of start>
     seed: int = 0
-    init_from: str | None = None
-    model: VJEPA3DConfig
-    mask: MaskSettings = field(default_factory=MaskSettings)
-    data: DataSection = field(default_factory=DataSection)
     batch: BatchSection = field(default_factory=BatchSection)
     optim: OptimSection = field(default_factory=OptimSection)
     train: TrainSection = field(default_factory=TrainSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
-    diagnostics: DiagnosticsSection = field(default_factory=DiagnosticsSection)
     wandb: WandbSettings = field(default_factory=WandbSettings)
     runtime: RuntimeSection = field(default_factory=RuntimeSection)
+
+    fixed_sections: ClassVar[tuple[str, ...]] = ("task", "seed")
+    short_names: ClassVar[dict[str, str]] = {"max_steps": "train.max_steps"}
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**32 - 1)
         _check_best_metric(self.checkpoint.best_metric)
-        MaskGenerator(self.grid, self.mask)  # raises where the ratio leaves no context or no target
 
-    @property
-    def grid(self) -> PatchGrid:
-        """How a volume is cut into tokens."""
-        return PatchGrid(image_size=self.model.image_size, patch_size=self.model.patch_size)
-
-    @property
-    def prepare(self) -> PrepareSettings:
-        """What makes a file of the source a volume of the working size."""
-        return self.data.prepare_settings(self.model.image_size, split_seed=self.seed)
+    def fed_by_rank(self, cores: int) -> Self:
+        """As a rank sees it that feeds so many devices: as one device with so many times the batch."""
+        batch = dataclasses.replace(self.batch, per_core_batch_size=self.batch.per_core_batch_size * cores)
+        return dataclasses.replace(self, batch=batch)
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
@@ -91,10 +79,34 @@ def _check_best_metric(metric: str | None) -> None:
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads YAML at `path`, applies `key.sub=value` overrides, checks everything.
+    """Reads YAML at `path`, applies `key.sub=value` overrides, checks everything; `task` says what is read.
 
     Raises ConfigError with one readable message; no device, network or data is touched.
     """
+    task = value_of("task", Path(path), overrides) or "vjepa"
+    return load_as(_schema(task), path, overrides)
+
+
+def load_as(schema: type[_Config], path: Path | str, overrides: Sequence[str] = ()) -> _Config:
+    """As load_config, where only one task's configuration can be used; raises ConfigError for another's."""
+    task = value_of("task", Path(path), overrides) or "vjepa"
+    if not issubclass(_schema(task), schema):
+        raise ConfigError(f"{path}: this works on another task's configuration than task: {task}")
     started = os.environ.get("OCTFM_STARTED") or time.strftime("%Y%m%d-%H%M%S")
     defaults = {"output_dir": f"runs/${{name}}-{started}"}  # the launcher names the time once for all processes
-    return load_settings(RunConfig, Path(path), overrides, defaults=defaults, short_names=_SHORT_NAMES)
+    return load_settings(schema, Path(path), overrides, defaults=defaults, short_names=schema.short_names)
+
+
+def _schema(task: str) -> type[RunConfig]:
+    """Imported when it is named: each brings the settings of its own data and model."""
+    match task:
+        case "vjepa":
+            from pretraining.vjepa_config import VJEPARunConfig
+
+            return VJEPARunConfig
+        case "multimodal":
+            from pretraining.multimodal_config import MultimodalRunConfig
+
+            return MultimodalRunConfig
+        case _:
+            raise ConfigError(f"task is {task!r}; allowed: {', '.join(get_args(TaskName))}")

@@ -74,6 +74,20 @@ def load_settings(
     return settings
 
 
+def value_of(key: str, path: Path, overrides: Sequence[str] = ()) -> str | None:
+    """What `key` (of the top level) has in an override or in the file, None where neither names it; checks nothing."""
+    for override in reversed(overrides):
+        name, equals, value = override.partition("=")
+        if name == key and equals:
+            return value
+    try:
+        found = OmegaConf.load(path) if path.is_file() else None
+    except YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    named = OmegaConf.select(found, key) if isinstance(found, DictConfig) else None
+    return None if named is None else str(named)
+
+
 def _refuse_secrets(node: object, key: str = "") -> None:
     """Raises ConfigError, which names the key and not the value, for a secret in nested dicts and lists."""
     if isinstance(node, dict):

@@ -59,6 +59,7 @@ class Diagnostics:
     clip_norm: float | None
     record: Path
     pictures: Path
+    stop_on_alarm: bool = False
     labels: ProbeLabels | None = None
     readings: list[Reading] = field(default_factory=list)
     _known: set[tuple[str, str]] = field(default_factory=set)
@@ -79,6 +80,10 @@ class Diagnostics:
     def note_gradient(self, norm: float) -> None:
         """A gradient norm that was logged, before the clip."""
         self._norms.append(norm)
+
+    def must_stop(self, judgement: Judgement) -> bool:
+        """Where the configuration says so, a collapse ends the run."""
+        return self.stop_on_alarm and judgement.verdict == "COLLAPSED"
 
     def judge(self) -> Judgement:
         """What all readings so far say; on rank 0, which alone has them."""

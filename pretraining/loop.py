@@ -23,10 +23,9 @@ from oct_foundation.tracking.meters import MetricGuard, Stopwatch
 from oct_foundation.tracking.tracker import Tracker
 from pretraining.agreement import StopAgreement
 from pretraining.config import RunConfig
-from pretraining.diagnose import Diagnostics
 from pretraining.state import TrainState
 from pretraining.step import train_step, validation_loss
-from pretraining.tasks.task import Task
+from pretraining.tasks.task import COUNT, SUM, Task, Watch
 
 # Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
 WARM_UP_STEPS = 2
@@ -54,7 +53,7 @@ class StoppedError(Exception):
 class Run:
     """Everything that a worker trains with.
 
-    `saver` is None on ranks that do not save, `diagnostics` where they are off.
+    `saver` is None on ranks that do not save, `watch` where it is off.
     """
 
     config: RunConfig
@@ -69,7 +68,7 @@ class Run:
     tracker: Tracker
     saver: BackgroundSaver | None
     facts: dict[str, Any]
-    diagnostics: Diagnostics | None = None
+    watch: Watch | None = None
     judgement: Judgement | None = None
     read_at: int = -1
     start_step: int = 0
@@ -107,12 +106,13 @@ def train(run: Run) -> None:
         run.life.beat(state.step)
         first = state.step == since.started_at + 1
         if first or state.step % settings.log_every_steps == 0 or state.step == run.total_steps:
-            guard.log(_log(run, values, since), state.step)
+            with run.stopwatch.phase("logging"):
+                guard.log(_log(run, values, since), state.step)
         if (silence := guard.check(state.step)) is not None:
             log.warning("%s", silence)
         if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
             validate(run)
-        if read := run.diagnostics is not None and run.diagnostics.due(state.step):
+        if read := run.watch is not None and run.watch.due(state.step):
             diagnose(run, batches[-1])
         if state.step == run.total_steps:
             save_last(run)
@@ -175,9 +175,10 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     """Fetches the metrics of this step, averages the loss over ranks and hands everything to the tracker."""
     state, runtime = run.state, run.runtime
     with run.stopwatch.phase("step"):  # on XLA the device works until here
-        fetched = runtime.fetch(values["metrics"])
+        of_update = run.task.objective.of_update(state.model, state.optimizer)
+        fetched = runtime.fetch(values["metrics"] | of_update)
     counts = {name: float(count * runtime.world_size) for name, count in run.task.input_counts().items()}
-    averaged = runtime.mean_over_ranks(fetched | counts)  # a mean of world_size-fold counts is their sum
+    averaged = _quotients(runtime.mean_over_ranks(fetched | counts))  # a mean of world_size-fold counts is their sum
     seconds = time.perf_counter() - since.time
     averaged |= values["scalars"]
     averaged["samples_per_sec"] = (state.samples_seen - since.samples) / seconds
@@ -188,8 +189,8 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     named = {f"train/{name}": value for name, value in averaged.items()}
     run.last |= named
     run.tracker.log(named, step=state.step)
-    if run.diagnostics is not None:
-        run.diagnostics.note_gradient(averaged["grad_norm"])
+    if run.watch is not None:
+        run.watch.note_gradient(averaged["grad_norm"])
     limit = run.config.optim.max_skipped_in_a_row
     if averaged["skipped_in_a_row"] >= limit:
         raise DivergedError(
@@ -200,6 +201,15 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     return named
 
 
+def _quotients(values: dict[str, float]) -> dict[str, float]:
+    """`sum/x` over `count/x` as `x`, left out where nothing was counted; everything else as it is."""
+    found = {name: value for name, value in values.items() if not name.startswith((SUM, COUNT))}
+    for name, count in values.items():
+        if name.startswith(COUNT) and count > 0:
+            found[name.removeprefix(COUNT)] = values[SUM + name.removeprefix(COUNT)] / count
+    return found
+
+
 def validate(run: Run) -> None:
     """Loss on the fixed validation batches, averaged over ranks; silent where there are none."""
     with run.stopwatch.phase("validation"), run.life.watchdog.phase("validation"):
@@ -207,21 +217,22 @@ def validate(run: Run) -> None:
         if not batches:
             return
         totals = validation_loss(run.task.objective, run.state.model, run.runtime, batches, run.config.train.precision)
-        averaged = run.runtime.mean_over_ranks(run.runtime.fetch(totals))
+        averaged = _quotients(run.runtime.mean_over_ranks(run.runtime.fetch(totals)))
     named = {f"val/{name}": value for name, value in averaged.items()}
     run.last |= named
     if math.isfinite(averaged["loss"]):
         run.state.best_val_loss = min(run.state.best_val_loss, averaged["loss"])
-    run.tracker.log(named, step=run.state.step)
+    with run.stopwatch.phase("logging"):
+        run.tracker.log(named, step=run.state.step)
 
 
 def diagnose(run: Run, batch: Any = None) -> None:
     """A reading of the networks, into the record; raises StoppedError where it is an alarm that shall end the run."""
-    if (diagnostics := run.diagnostics) is None:
+    if run.watch is None:
         return
     with run.stopwatch.phase("diagnostics"), run.life.watchdog.phase("validation"):
         scalars = run.schedules.at(max(run.state.step - 1, 0))
-        if (found := diagnostics.read(run.state, run.runtime, scalars, batch)) is None:
+        if (found := run.watch.read(run.state, run.runtime, scalars, batch)) is None:
             return
     values, run.judgement = found
     named = {f"{PREFIX}{name}": value for name, value in values.items()}
@@ -229,16 +240,19 @@ def diagnose(run: Run, batch: Any = None) -> None:
     run.read_at = run.state.step
     if run.state.step == 0:
         run.facts["first_reading"] = {name: value for name, value in values.items() if math.isfinite(value)}
-    run.tracker.log(named, step=run.state.step)
-    if run.config.diagnostics.stop_on_alarm and run.judgement.verdict == "COLLAPSED":
+    with run.stopwatch.phase("logging"):
+        run.tracker.log(named, step=run.state.step)
+    if run.watch.must_stop(run.judgement):
         stop(run, ExitCode.NOT_LEARNING)
 
 
 def save(run: Run) -> None:
-    """Rank 0 saves this step boundary in the background; no other rank waits for it."""
-    if run.saver is not None:
+    """Rank 0 saves this step boundary in the background; the others help where the state is in shares, and go on."""
+    if run.config.checkpoint.enabled:
         with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
-            run.saver.save(*_captured(run))
+            captured = _captured(run)
+            if run.saver is not None:
+                run.saver.save(*captured)
 
 
 def save_last(run: Run) -> None:
@@ -256,16 +270,18 @@ def _captured(run: Run) -> tuple[int, dict[str, Any], dict[str, float], dict[str
     fresh = run.read_at == run.state.step
     kept = {name: value for name, value in run.last.items() if fresh or not name.startswith(PREFIX)}
     metrics = {name: value for name, value in kept.items() if math.isfinite(value)}
-    return run.state.step, run.state.capture(run.runtime), metrics, run.facts
+    return run.state.step, run.runtime.whole(run.state.capture(run.runtime)), metrics, run.facts
 
 
 def _save_now(run: Run, timeout_s: float | None) -> str:
     """Rank 0 saves and waits for it; why it could not, "" when the state is durable, and on ranks that do not save."""
-    if run.saver is None:
+    if not run.config.checkpoint.enabled:
         return ""
     try:
         with run.stopwatch.phase("checkpoint"):
-            run.saver.save_and_wait(*_captured(run), timeout_s=timeout_s)
+            captured = _captured(run)
+            if run.saver is not None:
+                run.saver.save_and_wait(*captured, timeout_s=timeout_s)
     except StoreError as error:
         return str(error)
     return ""

@@ -4,7 +4,7 @@ What this takes on a device are programs of its own, compiled once: the training
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from oct_foundation.models.encoder import gather_tokens
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.runtime.base import Precision, Runtime
+from oct_foundation.shares import is_split, share, sum_over_shares
 from pretraining.held_out import NUM_VIEWS, HeldOut, Look
 
 Tensors = dict[str, torch.Tensor]
@@ -119,22 +120,22 @@ class VJEPAObserver:
     def gradient_norms(self, model: VJEPA3D) -> dict[str, float]:
         """By maker: norm of the loss's gradient on a batch of that maker's held-out volumes, the mean over ranks.
 
-        Nothing where all volumes come from one maker. Leaves no gradient behind.
+        Nothing where all volumes come from one maker. Leaves no gradient behind. Of weights in shares only the mean of
+        the ranks' gradients can be had: there all ranks take the same batch.
         """
         domains = sorted(set(self._held_out.domains))
         if len(domains) < 2:
             return {}
         norms: dict[str, float] = {}
         trained = model.trainable_parameters()
+        first = 0 if is_split(trained[0]) else self._runtime.rank * self._batch_size
         for domain in domains:
             theirs = [number for number, other in enumerate(self._held_out.domains) if other == domain]
-            first = self._runtime.rank * self._batch_size
             numbers = [theirs[(first + n) % len(theirs)] for n in range(self._batch_size)]
             look = self._held_out.look(numbers).to(self._runtime.device)
             with self._runtime.autocast(self._precision):
                 loss, _, _ = model(look.volume, look.volume, context_idx=look.context_idx, target_idx=look.target_idx)
-            gradients = torch.autograd.grad(loss, trained)
-            norm = _norm(gradients)
+            norm = _norm(_gradients(loss, trained))
             self._runtime.end_step()
             norms |= self._runtime.fetch({domain: norm})
         return self._runtime.mean_over_ranks(norms)
@@ -178,7 +179,8 @@ def movements(model: VJEPA3D, optimizer: AdamW) -> Tensors:
             found[f"ema_gap/{part}"] = _norm(gaps) / _norm(weights)
     for name, network in (("encoder", model.context_encoder), ("predictor", model.predictor)):
         weights = list(network.parameters())
-        found[f"update_ratio/{name}"] = _norm(optimizer.last_update(weight) for weight in weights) / _norm(weights)
+        updates = [optimizer.last_update(weight) for weight in weights]
+        found[f"update_ratio/{name}"] = _norm(updates, shared_as=weights[0]) / _norm(weights)
     return found
 
 
@@ -198,9 +200,21 @@ def input_statistics(views: torch.Tensor, runtime: Runtime) -> dict[str, float]:
     return values
 
 
-def _norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Of all tensors together."""
-    return torch.stack([tensor.float().square().sum() for tensor in tensors]).sum().sqrt()
+def _gradients(loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> Sequence[torch.Tensor]:
+    """Of this rank's loss. FSDP, whose shares are not in the loss's graph, gives the ranks' mean only, by backward."""
+    if not is_split(parameters[0]):
+        return torch.autograd.grad(loss, parameters)
+    loss.backward()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for parameter in parameters:
+        parameter.grad = None
+    return gradients
+
+
+def _norm(tensors: Sequence[torch.Tensor], shared_as: torch.Tensor | None = None) -> torch.Tensor:
+    """Of all tensors together; shared_as: the tensor that is split over devices as they are, when they don't tell."""
+    squares = torch.stack([share(tensor).float().square().sum() for tensor in tensors]).sum()
+    return sum_over_shares(squares, tensors[0] if shared_as is None else shared_as).sqrt()
 
 
 def _first_places(numbers: list[int]) -> dict[int, int]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_setup.index import PreparedSet
 from data_setup.loaders import LoaderError
 from oct_foundation.checkpoints.owner import OwnedElsewhere, TakenOver
 from oct_foundation.checkpoints.store import Corrupt, Denied, NotFound, StoreError, Unavailable
@@ -170,8 +169,7 @@ def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
 
 def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
     """What summary.json holds."""
-    prepared = PreparedSet.load(job.prepared)
-    judgement = run.judgement or (run.diagnostics.judge() if run.diagnostics and run.diagnostics.readings else None)
+    judgement = run.judgement or (run.watch.judge() if run.watch and run.watch.readings else None)
     finals = {name: value if math.isfinite(value) else str(value) for name, value in sorted(run.last.items())}
     return {
         "outcome": outcome,
@@ -184,8 +182,7 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in run.state.model.parameters() if p.requires_grad),
         "train_step_graphs": run.train_graphs,
         "graphs_compiled": run.runtime.graphs_compiled(),
-        "volumes": {"train": run.task.num_train_samples, "accepted": len(prepared.accepted())},
-        "bad_files": prepared.bad_by_reason(),
+        **run.task.facts(),
         "input": run.task.input_counts(),
         "checkpoints": _saving(run),
         "device": run.runtime.describe(),

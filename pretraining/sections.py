@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from data_setup.loaders import LoaderSettings
-from data_setup.transforms import ViewSettings
+from data_setup.views import ViewSettings
 from oct_foundation.checkpoints.location import CheckpointLocation, LocalPath, parse_ckpt_dir
 from oct_foundation.checkpoints.retention import CheckpointSettings
+from oct_foundation.models.remat import REMATS, Remat
 from oct_foundation.optim.schedules import Schedule, Schedules, ScheduleShape
-from oct_foundation.runtime.base import Precision
+from oct_foundation.runtime.base import Precision, Sharding
 from oct_foundation.runtime.select import DeviceChoice
 from oct_foundation.runtime.watchdog import WatchdogSettings
 from pretraining.config_file import ConfigError
@@ -176,16 +177,26 @@ class OptimSection:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
-    """How long, in which precision, and what is said on the way."""
+    """How long, in which precision, and what is said on the way.
+
+    sharding: `full` splits weights, gradients and moments over the devices, for models that do not fit one. remat:
+    which transformer blocks throw their activations away and compute them again in the backward, for memory.
+    compile: torch.compile of the blocks, on CPU and CUDA (XLA compiles the whole step anyway).
+    """
 
     epochs: int = 1
     max_steps: int | None = None
     precision: Precision = "bf16"
+    sharding: Sharding = "none"
+    remat: Remat = "none"
+    compile: bool = False
     drop_last: bool = True
     log_every_steps: int = 10
     val_every_steps: int | None = None  # null: at the end only
 
     def __post_init__(self) -> None:
+        if self.remat not in REMATS:
+            raise ValueError(f"train.remat is {self.remat!r}; allowed: {', '.join(REMATS)}")
         for name in ("epochs", "max_steps", "log_every_steps", "val_every_steps"):
             if getattr(self, name) is not None:
                 check_least(f"train.{name}", getattr(self, name), 1)

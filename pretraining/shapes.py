@@ -33,11 +33,12 @@ from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.select import choose_kind, launch
 from pretraining.assemble import build_state
-from pretraining.config import RunConfig, load_config
+from pretraining.config import load_as
 from pretraining.step import train_step
 from pretraining.tasks.task import Objective
 from pretraining.tasks.vjepa import VJEPATask
 from pretraining.train import add_arguments
+from pretraining.vjepa_config import VJEPARunConfig
 
 DEFAULT_CONFIG = "configs/smoke_test.yaml"
 
@@ -89,7 +90,7 @@ def _bytes(number: int) -> str:
     return f"{size:.1f} GiB"
 
 
-def first_scan(config: RunConfig, scratch: Path) -> tuple[Path, Volume]:
+def first_scan(config: VJEPARunConfig, scratch: Path) -> tuple[Path, Volume]:
     """The first file of the source that can be read, on disk; raises ValueError with the last reason when none can."""
     reason = ""
     for file in config.data.open(scratch / "phantom-dicom").files():
@@ -106,7 +107,7 @@ def first_scan(config: RunConfig, scratch: Path) -> tuple[Path, Volume]:
     raise ValueError(f"no file of the source can be read; the last one: {reason}")
 
 
-def one_volume(config: RunConfig, rows: ShapeTable, scratch: Path) -> PreparedSet:
+def one_volume(config: VJEPARunConfig, rows: ShapeTable, scratch: Path) -> PreparedSet:
     """A prepared set of one scan of the source, once to train and once to validate; fills the rows of the data."""
     if config.data.source == "prepared":
         prepared = PreparedSet.load(str(config.data.root))
@@ -123,7 +124,7 @@ def one_volume(config: RunConfig, rows: ShapeTable, scratch: Path) -> PreparedSe
     return prepared
 
 
-def walk(config: RunConfig, runtime: Runtime, rows: ShapeTable, scratch: Path) -> None:
+def walk(config: VJEPARunConfig, runtime: Runtime, rows: ShapeTable, scratch: Path) -> None:
     """Runs every stage and fills `rows`; raises BrokenContract at the first broken one."""
     grid, masks = config.grid, MaskGenerator(config.grid, config.mask)
     image, num_tokens = list(config.model.image_size), grid.num_patches
@@ -153,7 +154,12 @@ def walk(config: RunConfig, runtime: Runtime, rows: ShapeTable, scratch: Path) -
 
 
 def _model_rows(
-    config: RunConfig, objective: Objective, runtime: Runtime, rows: ShapeTable, batch: JEPABatch, masks: MaskGenerator
+    config: VJEPARunConfig,
+    objective: Objective,
+    runtime: Runtime,
+    rows: ShapeTable,
+    batch: JEPABatch,
+    masks: MaskGenerator,
 ) -> None:
     """Tokens to update, on the device."""
     state = build_state(config, objective, runtime)
@@ -203,7 +209,7 @@ def _model_rows(
     rows.check("update", f"largest change {moved_by:.3g}", "above 0", moved_by > 0)
 
 
-def shapes_worker(runtime: Runtime, config: RunConfig) -> int:
+def shapes_worker(runtime: Runtime, config: VJEPARunConfig) -> int:
     """Prints the table, whole or up to the offending row; exit code 1 in the second case."""
     rows, console = ShapeTable(runtime.device.type), Console(width=130)
     problem: ValueError | None = None
@@ -225,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, config_default=Path(DEFAULT_CONFIG))
     arguments = parser.parse_intermixed_args(argv)
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_as(VJEPARunConfig, arguments.config, arguments.overrides)
         kind = choose_kind(arguments.device or "cpu")
     except ValueError as error:
         print(f"octfm: {error}", file=sys.stderr)

@@ -48,9 +48,9 @@ class TrainState:
         if saved.get("version") != STATE_VERSION:
             raise ResumeError(f"checkpoint state has version {saved.get('version')}; this octfm reads {STATE_VERSION}")
         try:
-            self.model.load_state_dict(saved["model"], strict=True)
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            _load(self.model.state_dict(), saved["model"], runtime)
+            self.optimizer.load_state_dict(saved["optimizer"], copy=runtime.load)
+        except ValueError as error:
             raise ResumeError(f"the checkpoint is of another model: {error}") from error
         guard = self.optimizer.guard
         with torch.no_grad():
@@ -60,3 +60,15 @@ class TrainState:
         self.best_val_loss = saved["best_val_loss"]
         restore_random_state(saved["random"]["host"])
         runtime.set_random_state(saved["random"]["device"])
+
+
+@torch.no_grad()
+def _load(own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], runtime: Runtime) -> None:
+    """Copies saved weights into the model's; raises ValueError where names or shapes are not the same."""
+    if missing := sorted(own.keys() ^ saved.keys()):
+        raise ValueError(f"{', '.join(missing[:4])} ({len(missing)} in all) is in one of the two only")
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise ValueError(f"{name} is {list(saved[name].shape)} there and {list(tensor.shape)} here")
+    for name, tensor in own.items():
+        runtime.load(tensor, saved[name])

@@ -44,6 +44,7 @@ def train_step(
             metrics[name] = metrics[name] + share if name in metrics else share
         if not last:
             runtime.end_micro_step(num_micro_steps)
+    objective.before_update(model, runtime)
     optimizer.set_scalars(scalars["learning_rate"], scalars["weight_decay"])
     runtime.optimizer_step(optimizer)
     objective.after_update(model, scalars)

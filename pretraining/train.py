@@ -14,9 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from data_setup.errors import StopPreparing
-from data_setup.index import PreparedSet, TooManyBadFiles
-from data_setup.prepare import prepare
-from data_setup.sources import is_gcs
+from data_setup.index import TooManyBadFiles
 from oct_foundation.checkpoints.manager import new_attempt
 from oct_foundation.runtime.base import RuntimeKind
 from oct_foundation.runtime.exits import ExitCode, clear_exits, combined_code, read_exits
@@ -26,9 +24,9 @@ from oct_foundation.runtime.select import choose_kind, launch
 from oct_foundation.runtime.stopping import GRACE_S, SignalListener
 from pretraining.assemble import Job
 from pretraining.config import RunConfig, load_config
-from pretraining.prepare import progress_display
 from pretraining.rank import set_up_logging, worker
 from pretraining.run_folder import RunFolder, close_tee, write_atomic
+from pretraining.tasks.build import prepare_data
 
 log = logging.getLogger("octfm")
 
@@ -118,7 +116,7 @@ def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: in
         terminal_fd=terminal,
         launcher_pid=os.getpid(),
     )
-    code = launch(kind, worker, job, num_processes=config.runtime.num_processes)
+    code = launch(kind, worker, job, num_processes=config.runtime.num_processes, sharding=config.train.sharding)
     records = read_exits(folder.exits)
     if records and (first := records[0]).pid != os.getpid():
         at = "before training" if first.step is None else f"at step {first.step}"
@@ -155,40 +153,6 @@ def _known_world_size(config: RunConfig, kind: str) -> int | None:
     if kind == "xla":
         return None if os.environ.get("PJRT_DEVICE", "") == "TPU" else 1
     return config.runtime.num_processes
-
-
-def prepare_data(config: RunConfig, folder: RunFolder) -> Path:
-    """Volumes of the working size on this host's disk; the table of refused files goes to the log.
-
-    The processes of a host take turns: the first one works, the others find its result. Raises TooManyBadFiles above
-    `data.max_bad_fraction`, ValueError where no volume is left or a prepared set has another size, StopPreparing.
-    """
-    data = config.data
-    cache = Path(data.cache_dir) if data.cache_dir else folder.prepared
-    if data.source == "prepared":
-        prepared = _open_prepared(str(data.root), cache)
-    else:
-        with progress_display() as progress:
-            source = data.open(cache / "phantom-dicom")
-            prepared = prepare(source, cache, config.prepare, num_workers=data.prepare_workers, progress=progress)
-    prepared.check_bad_fraction(data.max_bad_fraction)
-    if table := prepared.bad_file_table():
-        log.warning("files that are not used, by reason:\n%s", "\n".join(table))
-    prepared.check_usable(config.model.image_size, data.select)
-    log.info("%d volumes in %s", len(prepared.accepted()), prepared.folder)
-    if note := prepared.info["split_note"]:
-        log.warning("%s", note)
-    return prepared.folder
-
-
-def _open_prepared(root: str, cache: Path) -> PreparedSet:
-    """What `octfm prepare` wrote; from a bucket it is copied once, since epochs read from disk."""
-    if not is_gcs(root):
-        return PreparedSet.load(root)
-    from data_setup.gcs import download
-
-    log.info("copying %s to %s", root, cache)
-    return PreparedSet.load(download(root, cache))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

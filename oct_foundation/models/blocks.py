@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oct_foundation.models.attention import Attention
+from oct_foundation.models.attention import Asked, Attention, select_asked
+from oct_foundation.models.linear import Linear
 from oct_foundation.models.positions import Rotation
 
 LAYER_NORM_EPS = 1e-6
@@ -18,8 +19,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Each token by itself: float [B, n, E] -> float [B, n, E]."""
@@ -27,7 +28,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream keeps the dtype it came with (fp32)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream keeps the dtype it came with (fp32).
+
+    recomputed: whether its activations are kept for the backward (remat.py).
+    """
+
+    recomputed: bool = False
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -36,13 +42,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(width)
 
-    def forward(self, tokens: torch.Tensor, rotation: Rotation | None, num_queries: int | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, rotation: Rotation | None, asked: Asked = None) -> torch.Tensor:
         """tokens: float [B, n, E]; rotation: of these tokens, or None. Returns float [B, n, E].
 
-        num_queries: compute the last so many tokens only, [B, num_queries, E], which still see all n.
+        asked: compute those m tokens only, float [B, m, E], which still see all n.
         """
-        mixed = self.attention(self.norm1(tokens), rotation, num_queries)
-        tokens = tokens[:, tokens.shape[1] - mixed.shape[1] :] + mixed
+        mixed = self.attention(self.norm1(tokens), rotation, asked)
+        tokens = select_asked(tokens, asked) + mixed
         return tokens + self.mlp(self.norm2(tokens))
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from oct_foundation.shares import shares
+
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, weight: float | torch.Tensor) -> None:
@@ -10,10 +12,10 @@ def update_teacher(teacher: nn.Module, student: nn.Module, weight: float | torch
 
     weight: a number, or a 0-d tensor on the device (XLA: a number would be part of the compiled program).
     Raises ValueError when the teacher is not fp32: in bf16 the small updates round away and it never moves.
-    The pairs are looked up at each call: moving a module to XLA replaces its parameters.
+    The pairs are looked up at each call: moving a module to XLA replaces its parameters. Where both are split over
+    devices alike, each device averages its shares.
     """
-    teachers: list[torch.Tensor] = list(teacher.parameters())
-    students: list[torch.Tensor] = list(student.parameters())
+    teachers, students = shares(teacher.parameters()), shares(student.parameters())
     for old in teachers:
         if old.dtype != torch.float32:
             raise ValueError(f"the EMA teacher must be float32; found {old.dtype}: use autocast, not model.to()")

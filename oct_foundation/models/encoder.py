@@ -8,9 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from oct_foundation.geometry import PatchGrid
-from oct_foundation.models.attention import compute_dtype
+from oct_foundation.models.attention import compute_dtype, gather_tokens
 from oct_foundation.models.blocks import LAYER_NORM_EPS, build_blocks, initialize
 from oct_foundation.models.positions import RopeLayout, RotaryPositions, SinCosPositions
+from oct_foundation.models.remat import run_block
+from oct_foundation.models.xla_attention import runs_on_tpu
+from oct_foundation.models.xla_patches import cut_lateral_first, kernel_lateral_first
 
 # 8-bit OCT voxels are standardised on the device: moving uint8 costs a quarter of moving floats. Constants, not
 # statistics of a volume, so that brightness stays information; four Spectralis scans have mean .15-.27, std .21-.25.
@@ -45,15 +48,13 @@ class PatchEmbed(nn.Module):
 
     def forward(self, volume: torch.Tensor, idx: torch.Tensor | None) -> torch.Tensor:
         """volume: uint8 or float [B, C, D, H, W]; idx: int64 [B, n], None for all. Returns float [B, n, E]."""
-        patches = self.patches(volume)
+        if runs_on_tpu(volume.device):
+            patches, kernel = cut_lateral_first(volume, self.grid), kernel_lateral_first(self.proj.weight)
+        else:
+            patches, kernel = self.patches(volume), self.proj.weight.flatten(1)
         if idx is not None:
             patches = gather_tokens(patches, idx)
-        return F.linear(standardize(patches), self.proj.weight.flatten(1), self.proj.bias)
-
-
-def gather_tokens(tokens: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """tokens: [B, N, C]; idx: int64 [B, n]. Returns [B, n, C]."""
-    return tokens.gather(1, idx.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return F.linear(standardize(patches), kernel, self.proj.bias)
 
 
 class Encoder(nn.Module):
@@ -78,15 +79,19 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         initialize(self, self.blocks)
 
-    def forward(self, volume: torch.Tensor, idx: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, volume: torch.Tensor, idx: torch.Tensor | None = None, asked: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """volume: uint8 or float [B, C, D, H, W]; idx: int64 [B, n], the visible patches, None for all N.
 
-        Returns float [B, n, E].
+        asked: int64 [B, m], places among the visible patches whose features somebody reads, None for all.
+        Returns float [B, n or m, E].
         """
         tokens = self.patch_embed(volume, idx).float()  # the residual stream is fp32 under autocast, too
         if self.sincos is not None:
             tokens = tokens + self.sincos(idx)
         rotation = None if self.rotary is None else self.rotary(idx, compute_dtype(tokens))
-        for block in self.blocks:
-            tokens = block(tokens, rotation)
-        return self.norm(tokens)
+        *inner, last = self.blocks
+        for block in inner:
+            tokens = run_block(block, tokens, rotation)
+        return self.norm(run_block(last, tokens, rotation, asked))

@@ -6,6 +6,7 @@ from torch import nn
 from oct_foundation.models.attention import compute_dtype
 from oct_foundation.models.blocks import INIT_STD, LAYER_NORM_EPS, build_blocks, initialize
 from oct_foundation.models.positions import Grid, RopeLayout, RotaryPositions, SinCosPositions
+from oct_foundation.models.remat import run_block
 
 
 class Predictor(nn.Module):
@@ -46,7 +47,7 @@ class Predictor(nn.Module):
         rotation = None if self.rotary is None else self.rotary(idx, compute_dtype(tokens))
         *inner, last = self.blocks
         for block in inner:
-            tokens = block(tokens, rotation)
+            tokens = run_block(block, tokens, rotation)
         # Nobody reads the context tokens after the last block: leaving them out saves 3 % of a step's operations.
-        tokens = last(tokens, rotation, num_queries=target_idx.shape[1])
+        tokens = run_block(last, tokens, rotation, target_idx.shape[1])
         return self.proj(self.norm(tokens))

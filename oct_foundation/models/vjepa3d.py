@@ -13,12 +13,14 @@ from torch import nn
 
 from oct_foundation.geometry import PatchGrid
 from oct_foundation.losses.latent import LatentLoss, latent_loss, normalize_targets
+from oct_foundation.models.compiled import compile_blocks
 from oct_foundation.models.ema import update_teacher
-from oct_foundation.models.encoder import Encoder, gather_tokens
+from oct_foundation.models.encoder import Encoder
 from oct_foundation.models.positions import RopeLayout
 from oct_foundation.models.predictor import Predictor
+from oct_foundation.models.remat import Remat, recompute
 
-Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large"]
+Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small_h128", "vit_base_h128", "vit_large_h128"]
 Positions = Literal["sincos", "rotary"]
 
 
@@ -38,6 +40,10 @@ PRESETS: dict[Preset, Sizes] = {
     "vit_small": Sizes(384, 12, 6, 384, 4, 6),  # 29,082,624 trainable parameters at patch [4, 16, 16]
     "vit_base": Sizes(768, 12, 12, 384, 12, 12),
     "vit_large": Sizes(1024, 24, 16, 384, 12, 12),  # the smallest that V-JEPA 2 is published in
+    # Heads as wide as a TPU's matrix unit, 128: with 64 half of it is idle in attention.
+    "vit_small_h128": Sizes(384, 12, 3, 384, 4, 3),
+    "vit_base_h128": Sizes(768, 12, 6, 384, 12, 3),
+    "vit_large_h128": Sizes(1024, 24, 8, 384, 12, 3),
 }
 
 
@@ -148,7 +154,7 @@ class VJEPA3D(nn.Module):
     @torch.no_grad()
     def _targets(self, target_view: torch.Tensor, target_idx: torch.Tensor) -> torch.Tensor:
         """The teacher sees the whole volume; its layer-normed features at the hidden patches: float32 [B, Nt, E]."""
-        return normalize_targets(gather_tokens(self.target_encoder(target_view), target_idx))
+        return normalize_targets(self.target_encoder(target_view, asked=target_idx))
 
     @torch.no_grad()
     def encode(self, volume: torch.Tensor) -> torch.Tensor:
@@ -160,6 +166,14 @@ class VJEPA3D(nn.Module):
         """Sets teacher to momentum * teacher + (1 - momentum) * student, after the optimizer's update."""
         self.momentum = momentum
         update_teacher(self.target_encoder, self.context_encoder, 1 - momentum)
+
+    def recompute(self, remat: Remat) -> None:
+        """Which blocks of the trained networks are computed again in the backward (remat.py)."""
+        recompute((self.context_encoder, self.predictor), remat)
+
+    def compile_blocks(self) -> None:
+        """Blocks of all three networks through torch.compile, in place (compiled.py); not for XLA."""
+        compile_blocks((self.context_encoder, self.predictor, self.target_encoder))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Context encoder and predictor."""

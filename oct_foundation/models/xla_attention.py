@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from oct_foundation.models.xla_attention_tiles import backward_tiles
+from oct_foundation.models.xla_manual_sharding import ManualSharding
 
 _lowering_for_tpu = False
 
@@ -70,12 +71,15 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query: [G, d, Nq]; key, value: [G, d, Nk]. Returns [G, d, Nq]."""
-        num_heads, _, num_queries = query.shape
-        out, logsumexp = custom_call(
-            forward_payload(tuple(query.shape), key.shape[2], query.dtype),
-            [query, key, value],
-            [(query.shape, query.dtype), ((num_heads, 1, num_queries), torch.float32)],
+        sharding = ManualSharding.of(len(query))
+        parts = sharding.split(query, key, value)
+        shape = parts[0].shape
+        results = custom_call(
+            forward_payload(tuple(shape), key.shape[2], query.dtype),
+            parts,
+            [(shape, query.dtype), ((shape[0], 1, shape[2]), torch.float32)],
         )
+        out, logsumexp = (sharding.join(result) for result in results)
         ctx.save_for_backward(query, key, value, out, logsumexp)
         return out
 
@@ -84,6 +88,8 @@ class FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The gradients of query, key and value."""
         query, key, value, out, logsumexp = ctx.saved_tensors
+        sharding = ManualSharding.of(len(query))
+        query, key, value, out, logsumexp, d_out = sharding.split(query, key, value, out, logsumexp, d_out)
         head_dim, num_queries, num_keys = query.shape[1], query.shape[2], key.shape[2]
         chunks = -(-num_keys // backward_tiles(num_queries, num_keys, head_dim, query.element_size()).resident)
         parts, d_key, d_value = custom_call(
@@ -95,8 +101,9 @@ class FlashAttention(torch.autograd.Function):
                 (value.shape, value.dtype),
             ],
         )
+        parts = sharding.join(parts, dim=1)
         d_query = parts[0] if chunks == 1 else parts.sum(0).to(query.dtype)
-        return d_query, d_key, d_value
+        return d_query, sharding.join(d_key), sharding.join(d_value)
 
 
 def custom_call(

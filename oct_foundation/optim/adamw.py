@@ -5,22 +5,27 @@ graphs), and `step` leaves parameters and moments untouched where `guard.finite`
 CPU and CUDA run torch's fused kernel; XLA, which has none, traces the same formulas.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from oct_foundation.optim.clipping import GradientGuard
+from oct_foundation.shares import share, shares
 
 Scalar = float | torch.Tensor
 
 
 class ParameterGroup(TypedDict):
-    """Parameters that share whether weight decay applies to them, and what their learning rate is multiplied with."""
+    """Parameters that share whether weight decay applies to them, and what their learning rate is multiplied with.
+
+    branch: a part of the model that whole steps may leave without a gradient; its updates are counted apart.
+    """
 
     params: list[torch.nn.Parameter]
     decay: bool
     scale: NotRequired[float]
+    branch: NotRequired[str | None]
 
 
 class AdamW(torch.optim.Optimizer):
@@ -54,15 +59,22 @@ class AdamW(torch.optim.Optimizer):
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
 
     def _create_state(self) -> None:
-        """One step counter per device for all parameters: 0-d tensors are not free on a TPU."""
-        counters: dict[torch.device, torch.Tensor] = {}
-        for parameter in self.parameters():
-            count = counters.setdefault(parameter.device, torch.zeros((), device=parameter.device))
-            zeros = (torch.zeros_like(parameter) for _ in range(2))
-            self.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), (count, *zeros), strict=True))
+        """One step counter per device and branch for all parameters: 0-d tensors are not free on a TPU."""
+        counters: dict[tuple[torch.device, str | None], torch.Tensor] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                key = (parameter.device, group.get("branch"))
+                count = counters.setdefault(key, torch.zeros((), device=parameter.device))
+                zeros = (torch.zeros_like(parameter) for _ in range(2))
+                self.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), (count, *zeros), strict=True))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copies a saved state into the existing tensors; raises ValueError when it is of other parameters."""
+    def load_state_dict(
+        self, state_dict: dict[str, Any], copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_
+    ) -> None:
+        """Copies a saved state into the existing tensors; raises ValueError when it is of other parameters.
+
+        copy(target, value): how; another one where `target` is a share of `value`.
+        """
         saved = state_dict["state"]
         own = self.parameters()
         if len(saved) != len(own):
@@ -75,21 +87,24 @@ class AdamW(torch.optim.Optimizer):
                             f"saved optimizer state {index}.{name} has shape {list(saved[index][name].shape)}, "
                             f"the model's parameter {list(tensor.shape)}: this checkpoint is of another model"
                         )
-                    tensor.copy_(saved[index][name])
+                    copy(tensor, saved[index][name])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient, unless `guard.finite` is 0."""
+        counters: dict[int, torch.Tensor] = {}
         for group in self.param_groups:
             active = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not active:
                 continue
+            counters |= {id(count): count for count in (self.state[parameter]["step"] for parameter in active)}
             rate, weight_decay = self._scalars_of(group)
             if active[0].device.type == "xla":
                 self._update_traced(active, rate, weight_decay)
             else:
                 self._update_fused(active, float(rate), float(weight_decay))
-        self._count_step()
+        for count in counters.values():  # after all groups: they read the number of this update off them
+            count.add_(self.guard.finite.to(count.device))
 
     def _scalars_of(self, group: dict[str, Any]) -> tuple[Scalar, Scalar]:
         """Learning rate and weight decay of a group at this step."""
@@ -99,15 +114,19 @@ class AdamW(torch.optim.Optimizer):
     def _update_fused(self, parameters: list[torch.nn.Parameter], rate: float, weight_decay: float) -> None:
         """Torch's fused kernel, the one that `torch.optim.AdamW(fused=True)` calls; it skips where found_inf is 1.
 
-        It wants the number of this update, 1 for the first, while the state holds finished updates.
+        It wants the number of this update, 1 for the first, while the state holds finished updates. It sees shares
+        only, of which a small parameter leaves some ranks none.
         """
+        parameters = [parameter for parameter in parameters if share(parameter).numel() > 0]
+        if not parameters:
+            return
         states = [self.state[parameter] for parameter in parameters]
         number = states[0]["step"] + 1
         torch._fused_adamw_(
-            list[torch.Tensor](parameters),
-            [_gradient(parameter) for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            shares(parameters),
+            shares(_gradient(parameter) for parameter in parameters),
+            shares(state["exp_avg"] for state in states),
+            shares(state["exp_avg_sq"] for state in states),
             [],
             [number] * len(states),
             lr=rate,
@@ -142,23 +161,20 @@ class AdamW(torch.optim.Optimizer):
         """What the last step has added to `parameter`, out of the moments; zeros where it was skipped or is not ours.
 
         For readings, outside the step: no copy of the weights is kept for it. Meant for parameters that had a gradient
-        in that step.
+        in that step. Of a parameter in shares it is what this device's share has got.
         """
         group = next((group for group in self.param_groups if any(p is parameter for p in group["params"])), None)
         if group is None:
-            return torch.zeros_like(parameter)
+            return torch.zeros_like(share(parameter))
         state, (rate, decay) = self.state[parameter], self._scalars_of(group)
+        exp_avg, exp_avg_sq = share(state["exp_avg"]), share(state["exp_avg_sq"])
         number = torch.clamp(state["step"], min=1)
         correction1, correction2 = (1 - torch.pow(torch.full_like(number, beta), number) for beta in self.betas)
-        step = rate * (state["exp_avg"] / correction1) / ((state["exp_avg_sq"] / correction2).sqrt() + self.eps)
+        step = rate * (exp_avg / correction1) / ((exp_avg_sq / correction2).sqrt() + self.eps)
         shrink = rate * decay
-        before = (parameter + step) / (1 - shrink)
+        before = (share(parameter) + step) / (1 - shrink)
         happened = self.guard.finite * (state["step"] > 0)
         return -(step + shrink * before) * happened
-
-    def _count_step(self) -> None:
-        for counter in {id(state["step"]): state["step"] for state in self.state.values()}.values():
-            counter.add_(self.guard.finite.to(counter.device))
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

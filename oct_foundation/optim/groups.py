@@ -1,4 +1,6 @@
-"""Which parameters decay: matrices and kernels do; biases, norms and single tokens do not."""
+"""Which parameters decay: matrices and kernels do; biases, norms and single tokens do not; and which form a branch."""
+
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -19,3 +21,20 @@ def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
     undecayed = [p for p in trainable if id(p) not in chosen]
     groups: list[ParameterGroup] = [{"params": decayed, "decay": True}, {"params": undecayed, "decay": False}]
     return [group for group in groups if group["params"]]
+
+
+def split_by_branch(
+    groups: Iterable[ParameterGroup], branches: Mapping[str, Sequence[nn.Parameter]]
+) -> list[ParameterGroup]:
+    """Groups of which none holds two branches, so that AdamW counts the updates of each apart.
+
+    A step without a gradient for a branch then leaves its count alone, too. The order inside the groups stays.
+    """
+    owner = {id(parameter): name for name, parameters in branches.items() for parameter in parameters}
+    split: list[ParameterGroup] = []
+    for group in groups:
+        for name in (None, *branches):
+            params = [parameter for parameter in group["params"] if owner.get(id(parameter)) == name]
+            if params:
+                split.append({**group, "params": params, "branch": name})
+    return split

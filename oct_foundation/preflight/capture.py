@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 import torch_xla
-import torch_xla.core.xla_builder as xb
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -58,15 +57,18 @@ class Recorder:
         self._known = WeakTensorKeyDictionary()
 
     def settle(self) -> None:
-        """Makes every tensor look as if its value had been computed, as torch_xla.sync() leaves it."""
-        for tensor in _pending():
-            _become_data(tensor)
-        for tensor in _pending():  # views of what has just become data
-            torch_xla._XLAC._replace_xla_tensor(tensor, _placeholder(tensor))
+        """Makes every tensor look as if its value had been computed, as torch_xla.sync() leaves it, sharded as it is.
+
+        torch_xla puts placeholders without memory in place of what is pending: no value is ever read.
+        """
+        torch_xla._XLAC._clear_pending_irs(str(torch_xla.device()))
         # Reductions are kept in order by a token that is no tensor and would carry this step's graph into the next.
         torch_xla._XLAC._set_all_reduce_token(str(torch_xla.device()), None)
+        live = _live()
         # The Python object survives an update in place, torch_xla's number of the tensor does not.
-        self._known = WeakTensorKeyDictionary({tensor: _inputs([tensor])[0] for tensor in _live()})
+        self._known = WeakTensorKeyDictionary({tensor: _inputs([tensor])[0] for tensor in live})
+        for tensor in live:  # a look at its sharding hands it on to the placeholder that `_inputs` has made a node of
+            torch_xla._XLAC._get_xla_sharding_spec(tensor)
 
     def record(self, kind: str) -> None:
         """Takes down what is pending as one program, as a sync would run it, and settles."""
@@ -118,15 +120,3 @@ def _inputs(tensors: list[torch.Tensor]) -> list[int]:
     """torch_xla's numbers of the data that the graph of `tensors` reads, in the order of the program's parameters."""
     numbers, _data = torch_xla._XLAC._get_tensors_xla_device_data_node(tensors)
     return list(numbers)
-
-
-def _become_data(tensor: torch.Tensor) -> None:
-    """Gives the tensor data of its own in place of its graph, by a copy, which views of the tensor see, too."""
-    if tensor._base is None:
-        with torch.no_grad():
-            tensor.copy_(_placeholder(tensor))
-
-
-def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
-    """Data of that shape and dtype on the device, without memory behind it: no value is ever read."""
-    return xb.create_placeholder_tensor(tensor.shape, tensor.dtype)

@@ -56,10 +56,11 @@ class Compiled:
         return cls(**values, hlo=None if figures is None else HloFigures(**figures))
 
 
-def compile_hlo(hlo: bytes, donated: Sequence[int], chips: Sequence[Any]) -> Any:
+def compile_hlo(hlo: bytes, donated: Sequence[int], chips: Sequence[Any], num_partitions: int = 1) -> Any:
     """An executable of an HLO module on each of `chips`; raises XlaRuntimeError where the compiler refuses.
 
-    donated: numbers of the parameters whose buffers outputs may take, as torch_xla's sync declares them.
+    donated: numbers of the parameters whose buffers outputs may take, as torch_xla's sync declares them;
+    num_partitions: over how many chips the compiler splits a module that says how (1: each chip runs all of it).
     """
     import numpy as np
     from jax._src import compiler
@@ -68,8 +69,11 @@ def compile_hlo(hlo: bytes, donated: Sequence[int], chips: Sequence[Any]) -> Any
     from jax._src.lib.mlir import ir
 
     options = xc.CompileOptions()
-    options.num_replicas, options.num_partitions = len(chips), 1
-    options.device_assignment = xc.DeviceAssignment.create(np.arange(len(chips)).reshape(len(chips), 1))
+    options.num_replicas, options.num_partitions = len(chips) // num_partitions, num_partitions
+    options.device_assignment = xc.DeviceAssignment.create(np.arange(len(chips)).reshape(-1, num_partitions))
+    if num_partitions > 1:  # as torch_xla asks for it: where it says nothing of an output, the compiler chooses
+        options.executable_build_options.use_spmd_partitioning = True
+        options.executable_build_options.allow_spmd_sharding_propagation_to_output = [True]
     text = xc._xla.mlir.xla_computation_to_mlir_module(xc.XlaComputation(hlo))
     with mlir.make_ir_context():
         module = ir.Module.parse(text)
@@ -90,15 +94,14 @@ def chips_of(target: Topology) -> Sequence[Any]:
 
 
 def _declare_donors(module: Any, donated: Sequence[int]) -> None:
-    """Marks parameters of the module's main function, as jax itself marks donated arguments."""
+    """Marks parameters of the module's main function, as jax itself marks donated arguments; other marks stay."""
     from jax._src.lib.mlir import ir
 
     main = next(operation for operation in module.body.operations if str(operation.name) == '"main"')
-    plain, donor = ir.DictAttr.get({}), ir.DictAttr.get({"jax.buffer_donor": ir.BoolAttr.get(True)})
-    chosen = set(donated)
-    main.attributes["arg_attrs"] = ir.ArrayAttr.get(
-        [donor if number in chosen else plain for number in range(len(main.type.inputs))]
-    )
+    marks = [{named.name: named.attr for named in argument} for argument in main.arg_attrs]
+    for number in donated:
+        marks[number]["jax.buffer_donor"] = ir.BoolAttr.get(True)
+    main.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(argument) for argument in marks])
 
 
 def first_sentence(message: str) -> str:
@@ -106,7 +109,9 @@ def first_sentence(message: str) -> str:
     return re.split(r"\n|(?<=[a-z])\.\s", message.strip(), maxsplit=1)[0][:600]
 
 
-def compile_program(hlo: bytes, donated: Sequence[int], target: Topology) -> tuple[Compiled, str]:
+def compile_program(
+    hlo: bytes, donated: Sequence[int], target: Topology, num_partitions: int = 1
+) -> tuple[Compiled, str]:
     """Figures, and the optimized HLO as text; a refusal of the compiler is a figure, too."""
     from importlib import metadata
 
@@ -115,7 +120,7 @@ def compile_program(hlo: bytes, donated: Sequence[int], target: Topology) -> tup
     versions = {name: metadata.version(name) for name in ("jax", "libtpu")}
     start, chips = time.monotonic(), chips_of(target)
     try:
-        program = compile_hlo(hlo, donated, chips)
+        program = compile_hlo(hlo, donated, chips, num_partitions)
     except xc.XlaRuntimeError as refusal:
         seconds = time.monotonic() - start
         return Compiled(compiles=False, reason=first_sentence(str(refusal)), seconds=seconds, versions=versions), ""
@@ -150,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
     facts_path, answer_path, name = argv
     facts = json.loads(Path(facts_path).read_text())
     hlo = Path(facts_path).with_suffix(".hlo.pb").read_bytes()
-    found, text = compile_program(hlo, facts["donated"], topology(name))
+    found, text = compile_program(hlo, facts["donated"], topology(name), facts["num_partitions"])
     Path(answer_path).with_suffix(".hlo.txt").write_text(text)
     Path(answer_path).write_text(json.dumps(found.to_dict()))
 

@@ -18,6 +18,10 @@ _SHAPE = re.compile(r"\b(" + "|".join(_WIDTHS) + r")\[([\d,]*)\](?:\{([^}]*)\})?
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)])([a-z][\w\-]*)\(")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+# Return (source, destination, ...), of which the larger one is what they produce.
+_NAME_THEIR_SOURCE = frozenset({"all-gather-start", "collective-permute-start"})
+# On TPUs a fusion: an all-reduce of which each chip keeps its part only.
+_FUSED_REDUCE_SCATTER = "calls=%all-reduce-scatter"
 # Start a copy between memories and return ((source), destination, context), or the first two without brackets.
 _COPIES = frozenset({"copy-start", "slice-start"})
 # These name or pass on buffers; where they copy, one of the above or a fusion beside them does it.
@@ -51,15 +55,19 @@ class _Instruction:
 
 
 def read_hlo(text: str) -> HloFigures:
-    """Figures of the entry computation: what runs inside a fusion stays on the chip."""
+    """Figures of the entry computation: what runs inside a fusion stays on the chip; loops' bodies are left out.
+
+    XLA makes loops of the layers of a sharded program, in which pieces of a weight go round while others are used.
+    """
     collectives: Counter[str] = Counter()
     in_hbm: dict[str, int] = {}
     num_collectives = moved = num_kernels = silent = 0
     for one in _entry(text):
         in_hbm[one.name] = sum(size for size, space in _buffers(one.result) if space == 0)
-        kind = one.opcode.removesuffix("-start")
-        if kind in _COLLECTIVES:
-            collectives[kind] += sum(size for size, _ in _buffers(one.result))
+        kind = _collective(one)
+        if kind is not None:
+            sizes = [size for size, _ in _buffers(one.result)]
+            collectives[kind] += max(sizes) if one.opcode in _NAME_THEIR_SOURCE else sum(sizes)
             num_collectives += 1
         if one.opcode in _MOVE_NOTHING:
             continue
@@ -75,6 +83,14 @@ def read_hlo(text: str) -> HloFigures:
         num_kernels=num_kernels,
         silent_kernel_bytes=silent,
     )
+
+
+def _collective(one: _Instruction) -> str | None:
+    """Which collective it is; None for anything else."""
+    if one.opcode == "fusion":
+        return "reduce-scatter" if _FUSED_REDUCE_SCATTER in one.rest else None
+    kind = one.opcode.removesuffix("-start")
+    return kind if kind in _COLLECTIVES else None
 
 
 def _copied(result: str) -> int:

@@ -1,6 +1,7 @@
 """What a training run asks of the machine it runs on; the loop and the step know nothing else of devices.
 
-One process per device everywhere: a chip under `xmp.spawn`, a GPU under torchrun, a gloo process on CPU.
+One process per device everywhere: a chip under `xmp.spawn`, a GPU under torchrun, a gloo process on CPU. The exception
+is a sharded run on XLA, where one process drives all devices of its host.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,8 @@ from torch import nn
 
 RuntimeKind = Literal["xla", "cuda", "cpu"]
 Precision = Literal["bf16", "fp32"]
+# none: every device holds the whole model. full: weights, gradients and moments are split over the devices.
+Sharding = Literal["none", "full"]
 Scalar = float | torch.Tensor
 
 
@@ -27,19 +30,39 @@ B = TypeVar("B", bound=DeviceBatch)
 
 
 class Runtime(Protocol):
-    """One rank's view of the device and of the other ranks."""
+    """One rank's view of the device and of the other ranks. `cores`: devices that this rank feeds, mostly 1."""
 
     device: torch.device
     rank: int
     world_size: int
+    cores: int
 
     @property
     def kind(self) -> RuntimeKind:
         """Which of the three."""
         ...
 
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """The model to call in training: equal weights on all ranks, gradients reduced as this runtime does it."""
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, whole or, where the run is sharded, this device's share. Before any optimizer."""
+        ...
+
+    def replicate(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, find_unused: bool = False) -> nn.Module:
+        """The model to call in training: equal weights on all ranks, gradients reduced as this runtime does it.
+
+        The moments of `optimizer` go where the weights are. find_unused: look in every step for parameters that the
+        loss does not reach, which costs time.
+        """
+        ...
+
+    def whole(self, state: Any) -> Any:
+        """A tree of dicts, lists and tensors with whole tensors in place of shares; every rank calls it.
+
+        The same object where nothing is sharded; else on rank 0 host tensors, on other ranks None in place of them.
+        """
+        ...
+
+    def load(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        """Copies the whole tensor `value` into `target`, or the share that `target` is of it."""
         ...
 
     def batches(self, batches: Iterable[B]) -> Iterator[B]:

@@ -1,4 +1,4 @@
-"""CPU and CUDA: plain torch, with DistributedDataParallel where there is more than one rank."""
+"""CPU and CUDA: plain torch, the whole model on each rank, DistributedDataParallel where there are several."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ class NativeRuntime:
         self.kind: Literal["cuda", "cpu"] = kind
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.cores = 1
         self.device = torch.device("cpu")
         if kind == "cuda":
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -38,12 +39,30 @@ class NativeRuntime:
         self.mean_over_ranks, self.max_over_ranks = self._ranks.mean, self._ranks.max
         self.gather, self.barrier, self.close = self._ranks.gather, self._ranks.barrier, self._ranks.close
 
-    def replicate(self, model: nn.Module) -> nn.Module:
+    def place(self, model: nn.Module) -> nn.Module:
+        """All of it."""
+        return model.to(self.device)
+
+    def replicate(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, find_unused: bool = False) -> nn.Module:
         """DDP broadcasts rank 0's weights; alone the model itself is called."""
         if self.world_size == 1:
             return model
         devices = [self.device] if self.kind == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model,
+            device_ids=devices,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=find_unused,
+        )
+
+    def whole(self, state: Any) -> Any:
+        """It is."""
+        return state
+
+    def load(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        """A copy."""
+        target.copy_(value)
 
     def batches(self, batches: Iterable[B]) -> Iterator[B]:
         """Copies one batch ahead on CUDA (the loader pins its memory); passes through on CPU."""

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeVar
 
-from oct_foundation.runtime.base import Runtime, RuntimeKind
+from oct_foundation.runtime.base import Runtime, RuntimeKind, Sharding
 from oct_foundation.runtime.child_watch import ChildWatch
 from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.stopping import SignalListener, forward_to_ranks, signals_blocked
@@ -55,21 +55,35 @@ def choose_kind(choice: DeviceChoice) -> RuntimeKind:
             return choice
 
 
-def launch(kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int = 1) -> int:
+def launch(
+    kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int = 1, sharding: Sharding = "none"
+) -> int:
     """Runs `worker(runtime, argument)` once per device and returns the exit code, 0 if all ranks returned 0.
 
     xla: xmp.spawn, all chips of this host, or one process of XLA on the CPU. cuda, cpu: this process is the rank,
-    which torchrun may have started several times; cpu with `num_processes` > 1 starts gloo processes itself.
+    which torchrun may have started several times; cpu with `num_processes` > 1 starts gloo processes itself. Sharded
+    on XLA: this process is the rank, and drives all chips of this host.
     """
     if kind == "xla":
-        return _spawn_xla(worker, argument)
+        return _run_spmd(worker, argument) if sharding == "full" else _spawn_xla(worker, argument)
     if kind == "cpu" and num_processes > 1 and "RANK" not in os.environ:
-        return _spawn_gloo(worker, argument, num_processes)
-    from oct_foundation.runtime.native import NativeRuntime
-
+        return _spawn_gloo(worker, argument, num_processes, sharding)
     if SignalListener.installed is not None:
         SignalListener.installed.divert(_leave_before_training)
-    return _run(NativeRuntime(kind), worker, argument)
+    return _run(_native_runtime(kind, sharding), worker, argument)
+
+
+def _native_runtime(kind: Literal["cuda", "cpu"], sharding: Sharding) -> Runtime:
+    """Of a rank that torchrun's environment describes; one that is alone has nothing to shard over."""
+    from oct_foundation.runtime.native import NativeRuntime
+
+    if sharding == "full" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from oct_foundation.runtime.sharded import ShardedRuntime
+
+        return ShardedRuntime(kind)
+    if sharding == "full":
+        log.info("train.sharding=full: there is one process and nothing to shard over, the model stays whole")
+    return NativeRuntime(kind)
 
 
 def _leave_before_training(name: str) -> None:
@@ -118,7 +132,16 @@ def _xla_worker(_index: int, worker: Worker[T], argument: T) -> None:
         sys.exit(code)
 
 
-def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int) -> int:
+def _run_spmd(worker: Worker[T], argument: T) -> int:
+    os.environ.setdefault("PJRT_DEVICE", "TPU" if tpu_present() else "CPU")
+    from oct_foundation.runtime.spmd import SpmdRuntime
+
+    if SignalListener.installed is not None:
+        SignalListener.installed.divert(_leave_before_training)
+    return _run(SpmdRuntime(), worker, argument)
+
+
+def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int, sharding: Sharding) -> int:
     import socket
 
     import torch.multiprocessing
@@ -128,22 +151,20 @@ def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int) -> int:
     try:
         with _ranks_watched():
             torch.multiprocessing.spawn(
-                _gloo_worker, args=(worker, argument, num_processes, port), nprocs=num_processes
+                _gloo_worker, args=(worker, argument, num_processes, port, sharding), nprocs=num_processes
             )
     except torch.multiprocessing.ProcessExitedException as ended:  # the rank has said why
         return ended.exit_code if ended.exit_code > 0 else 1
     return 0
 
 
-def _gloo_worker(rank: int, worker: Worker[T], argument: T, num_processes: int, port: int) -> None:
+def _gloo_worker(rank: int, worker: Worker[T], argument: T, num_processes: int, port: int, sharding: Sharding) -> None:
     import torch
-
-    from oct_foundation.runtime.native import NativeRuntime
 
     rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in rendezvous.items()}, MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
-    code = _run(NativeRuntime("cpu"), worker, argument)
+    code = _run(_native_runtime("cpu", sharding), worker, argument)
     if code:
         sys.exit(code)
 

@@ -7,7 +7,7 @@ Why each line is as it is: docs/decisions/001-one-engine.md.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -32,30 +32,50 @@ class XlaRuntime:
 
     def __init__(self) -> None:
         self.device = torch_xla.device()
-        self.rank, self.world_size = xr.global_ordinal(), xr.world_size()
+        self._join(xr.global_ordinal(), xr.world_size(), cores=1)
+
+    def _join(self, rank: int, world_size: int, *, cores: int) -> None:
+        """Finds the other ranks, for what is exchanged on the host."""
+        self.rank, self.world_size, self.cores = rank, world_size, cores
         if self.world_size > 1:
             dist.init_process_group("gloo", init_method="xla://", timeout=TIMEOUT)
         self._ranks = Ranks(self.rank, self.world_size)
         self.mean_over_ranks, self.max_over_ranks = self._ranks.mean, self._ranks.max
         self.gather, self.barrier, self.close = self._ranks.gather, self._ranks.barrier, self._ranks.close
 
-    def replicate(self, model: nn.Module) -> nn.Module:
+    def place(self, model: nn.Module) -> nn.Module:
+        """All of it."""
+        return model.to(self.device)
+
+    def replicate(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, find_unused: bool = False) -> nn.Module:
         """Rank 0's weights everywhere, student and teacher; gradients are reduced in `optimizer_step`."""
         if self.world_size > 1:
             xm.broadcast_master_param(model)
         torch_xla.sync()  # weights, moments and counters become parameters of the step's program, not part of it
         return model
 
+    def whole(self, state: Any) -> Any:
+        """It is."""
+        return state
+
+    def load(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        """A copy."""
+        target.copy_(value)
+
     def batches(self, batches: Iterable[B]) -> Iterator[B]:
         """One batch ahead; our own generator, because MpDeviceLoader ends the epoch when its thread raises."""
         ahead: B | None = None
         for batch in batches:
-            following = batch.to(self.device)
+            following = self._send(batch)
             if ahead is not None:
                 yield ahead
             ahead = following
         if ahead is not None:
             yield ahead
+
+    def _send(self, batch: B) -> B:
+        """The batch on its way to the device."""
+        return batch.to(self.device)
 
     def scalars(self, values: Mapping[str, float]) -> dict[str, Scalar]:
         """0-d device tensors: a Python number of 0 or 1 would be compiled into the program."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 Clock = Callable[[], float]
-Phase = Literal["compile", "data_wait", "step", "checkpoint", "validation", "diagnostics"]
+Phase = Literal["compile", "data_wait", "step", "logging", "checkpoint", "validation", "diagnostics"]
 
 
 class Stopwatch:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from oct_foundation.preflight.compile_program import Compiled
 from oct_foundation.preflight.roofline import Limit, Roofline, Work, roofline, usable_hbm_bytes
 from oct_foundation.preflight.topologies import Topology
-from pretraining.config import RunConfig
 from pretraining.preflight.trace import Trace, TracedProgram
+from pretraining.vjepa_config import VJEPARunConfig
 
 Verdict = Literal["FITS", "DOES NOT FIT", "DOES NOT COMPILE", "RECOMPILES"]
 
@@ -57,7 +57,7 @@ class Figures:
 class Estimate:
     """What preflight found; every figure of one chip and one optimizer update, but where the name says otherwise."""
 
-    config: RunConfig
+    config: VJEPARunConfig
     topology: Topology
     trace: Trace
     compiled: Mapping[str, Compiled]
@@ -109,7 +109,7 @@ class Estimate:
         return Work(
             flops=self.trace.model_flops,
             bytes_moved=sum(times * _bytes_moved(found) for times, found in runs),
-            reduced_bytes=sum(times * _collective_bytes(found) for times, found in runs),
+            reduced_bytes=sum(times * _as_all_reduced(found, self.topology.num_chips) for times, found in runs),
             num_volumes=self.trace.per_core_batch_size * self.trace.accumulation,
         )
 
@@ -156,7 +156,7 @@ class Estimate:
             bytes_accessed=work.bytes_moved,
             hbm_traffic_bytes=self.hbm_traffic_bytes,
             num_kernels=sum(times * found.hlo.num_kernels for times, found in self._update() if found.hlo),
-            collective_bytes=work.reduced_bytes,
+            collective_bytes=sum(times * _collective_bytes(found) for times, found in self._update()),
             compute_seconds=bound.compute_seconds,
             memory_seconds=bound.memory_seconds,
             network_seconds=bound.network_seconds,
@@ -179,6 +179,7 @@ class Estimate:
             "preset": config.model.preset,
             "image_size": list(config.model.image_size),
             "precision": config.train.precision,
+            "sharding": config.train.sharding,
             "per_core_batch_size": trace.per_core_batch_size,
             "accumulation": trace.accumulation,
             "global_batch_size": config.batch.global_batch_size,
@@ -221,11 +222,25 @@ def _bytes_moved(found: Compiled) -> float:
 
 
 def _collective_bytes(found: Compiled) -> int:
-    """What the program's collectives produce; ours only reduce."""
+    """What the program's collectives produce on a chip."""
     return sum(found.hlo.collective_bytes.values()) if found.hlo is not None else 0
 
 
-def training_volumes(config: RunConfig, given: int | None) -> tuple[int | None, str]:
+def _as_all_reduced(found: Compiled, num_chips: int) -> float:
+    """Bytes whose all-reduce makes a chip send as much as the program's collectives.
+
+    In a ring of n an all-reduce of b bytes sends 2 (n - 1) / n b; gathering b bytes, or exchanging them, half of it;
+    reducing to a part of b bytes, (n - 1) b, since n b are reduced. A permutation sends what it produces.
+    """
+    n = num_chips
+    if found.hlo is None or n == 1:
+        return 0.0
+    shares = {"all-reduce": 1, "all-gather": 1 / 2, "all-to-all": 1 / 2, "reduce-scatter": n / 2}
+    permute = n / (2 * (n - 1))
+    return sum(size * shares.get(kind, permute) for kind, size in found.hlo.collective_bytes.items())
+
+
+def training_volumes(config: VJEPARunConfig, given: int | None) -> tuple[int | None, str]:
     """How many volumes train, and who says so, as far as it is known without reading data."""
     if given is not None:
         return given, "--volumes"

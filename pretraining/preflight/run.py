@@ -10,9 +10,9 @@ from pathlib import Path
 from oct_foundation.preflight.compile_program import Compiled
 from oct_foundation.preflight.stages import Stage, run_stages
 from oct_foundation.preflight.topologies import Topology
-from pretraining.config import RunConfig
 from pretraining.preflight.estimate import Estimate, training_volumes
 from pretraining.preflight.trace import Trace, TracedProgram, load_without_data
+from pretraining.vjepa_config import VJEPARunConfig
 
 Progress = Callable[[str], None]
 TRACE_MODULE = "pretraining.preflight.trace"
@@ -33,7 +33,7 @@ class Request:
     keep: Path | None = None
     volumes: int | None = None
 
-    def load(self) -> RunConfig:
+    def load(self) -> VJEPARunConfig:
         """The configuration; raises ConfigError where it cannot run on the slice."""
         config = load_without_data(self.config, self.overrides)
         config.batch.accumulation(self.topology.num_chips)

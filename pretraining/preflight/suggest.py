@@ -1,16 +1,21 @@
-"""The largest per-core batch that fits a slice, found by compiling as few steps as possible.
+"""The largest per-core batch that fits a slice, and the cheapest remat for one that does not, by few compilations.
 
 What a step takes of HBM grows almost linearly with the batch: two points give a line, the line a guess, and only a
-compiled guess counts.
+compiled guess counts. Recomputing blocks (train.remat) is asked about only where the configured batch needs it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_setup.masking import MaskGenerator
+from oct_foundation.models.flops import block_flops, step_flops
+from oct_foundation.models.remat import REMATS, Remat
+from oct_foundation.models.vjepa3d import PRESETS
 from oct_foundation.preflight.roofline import usable_hbm_bytes
 from pretraining.preflight.estimate import Estimate
 from pretraining.preflight.run import Request, estimate
+from pretraining.vjepa_config import VJEPARunConfig
 
 # Each takes a minute or two at [64, 384, 384].
 MAX_COMPILED = 6
@@ -18,12 +23,38 @@ MAX_BATCH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
+class RematAdvice:
+    """The cheapest setting under which `batch` fits, None where none does; tried: setting -> bytes, None where refused.
+
+    extra: operations that the setting adds, as a share of the model's.
+    """
+
+    setting: Remat | None
+    batch: int
+    tried: dict[Remat, int | None]
+    extra: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "setting": self.setting,
+            "per_core_batch_size": self.batch,
+            "extra_flops_share": self.extra,
+            "hbm_total_bytes_by_setting": dict(self.tried),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Advice:
-    """The largest batch that was seen to fit, 0 where none did; tried: batch -> bytes, None where refused."""
+    """The largest batch seen to fit without remat, 0 where none did; tried: batch -> bytes, None where refused.
+
+    remat: for the configured batch, or for a batch of 1 where no setting is enough for that.
+    """
 
     batch: int
     tried: dict[int, int | None]
     exact: bool
+    remat: RematAdvice
     text: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -32,31 +63,33 @@ class Advice:
             "per_core_batch_size": self.batch,
             "exact": self.exact,
             "hbm_total_bytes_by_batch": {str(batch): found for batch, found in sorted(self.tried.items())},
-            "remat": None,
+            "remat": self.remat.to_dict(),
         }
 
 
 def suggest(request: Request, found: Estimate) -> Advice:
-    """Compiles single micro-steps of larger and smaller batches; `found` is the estimate of the configuration."""
-    chips = found.topology.num_chips
+    """Compiles single micro-steps of other batches and settings; `found` is the estimate of the configuration."""
+    chips, config = found.topology.num_chips, found.config
 
-    def measure(batch: int) -> int | None:
-        one = _with_batch(request, batch, chips)
-        step = estimate(one, validate=False)
+    def measure(batch: int, remat: Remat) -> int | None:
+        step = estimate(_with_batch(request, batch, chips, remat), validate=False)
         return step.hbm_total_bytes if step.compiles else None
 
     usable = usable_hbm_bytes(found.topology)
-    largest, tried = largest_that_fits(measure, usable, max_measured=MAX_COMPILED)
+    largest, tried = largest_that_fits(lambda batch: measure(batch, "none"), usable, max_measured=MAX_COMPILED)
     exact = largest == MAX_BATCH or largest + 1 in tried
-    text = _advice(found, largest, tried, exact)
-    return Advice(batch=largest, tried=tried, exact=exact, text=text)
+    setting, batch, sizes = remat_that_fits(measure, usable, wanted=config.batch.per_core_batch_size, tried=tried)
+    extra = 0.0 if setting is None else remat_flops_share(config, setting)
+    remat = RematAdvice(setting=setting, batch=batch, tried=sizes, extra=extra)
+    text = f"{_batch_advice(found, largest, tried, exact)} {_remat_advice(remat, largest)}"
+    return Advice(batch=largest, tried=tried, exact=exact, remat=remat, text=text)
 
 
-def _with_batch(request: Request, batch: int, chips: int) -> Request:
-    """The same configuration with that batch on each chip, and one micro-step."""
+def _with_batch(request: Request, batch: int, chips: int, remat: Remat) -> Request:
+    """The same configuration with that batch on each chip, that setting, and one micro-step."""
     sizes = (f"batch.per_core_batch_size={batch}", f"batch.global_batch_size={batch * chips}")
-    overrides = (*request.overrides, *sizes, "batch.grad_accum_steps=1")
-    keep = request.keep / f"batch-{batch}" if request.keep else None
+    overrides = (*request.overrides, *sizes, "batch.grad_accum_steps=1", f"train.remat={remat}")
+    keep = request.keep / f"batch-{batch}-remat-{remat}" if request.keep else None
     return replace(request, overrides=overrides, keep=keep)
 
 
@@ -73,12 +106,16 @@ def largest_that_fits(
     guess = 1
     while len(tried) < max_measured and fails - fits > 1:
         total = tried[guess] = measure(guess)
-        if total is not None and total <= usable:
+        if _within(total, usable):
             fits = max(fits, guess)
         else:
             fails = min(fails, guess)
         guess = _next_guess(tried, usable, fits, fails)
     return fits, tried
+
+
+def _within(total: int | None, usable: int) -> bool:
+    return total is not None and total <= usable
 
 
 def _next_guess(tried: dict[int, int | None], usable: int, fits: int, fails: int) -> int:
@@ -95,12 +132,51 @@ def _next_guess(tried: dict[int, int | None], usable: int, fits: int, fails: int
     return min(max(wanted, fits + 1), max(fails - 1, fits + 1))
 
 
-def _advice(found: Estimate, largest: int, tried: dict[int, int | None], exact: bool) -> str:
-    """What to set, in words."""
+def remat_that_fits(
+    measure: Callable[[int, Remat], int | None], usable: int, *, wanted: int, tried: dict[int, int | None]
+) -> tuple[Remat | None, int, dict[Remat, int | None]]:
+    """The cheapest setting under which batch `wanted` fits, the batch it is for, and what was measured of that batch.
+
+    tried: batches without remat, as `largest_that_fits` gives them; a larger batch is taken to need more. Where no
+    setting is enough for `wanted` and no batch fits without one, a batch of 1 is asked about.
+    """
+    fitting = [batch for batch, total in tried.items() if _within(total, usable)]
+    if any(batch >= wanted for batch in fitting):
+        return "none", wanted, {}
+    batch, sizes = wanted, dict[Remat, int | None]()
+    for batch in (wanted,) if fitting else dict.fromkeys((wanted, 1)):
+        sizes = {}
+        for setting in REMATS:  # from the cheapest on
+            if setting == "none" and any(other <= batch for other in tried if other not in fitting):
+                continue
+            sizes[setting] = measure(batch, setting)
+            if _within(sizes[setting], usable):
+                return setting, batch, sizes
+    return None, batch, sizes
+
+
+def remat_flops_share(config: VJEPARunConfig, setting: Remat) -> float:
+    """Operations that the setting adds to a step, over the step's own: the forward of each recomputed block once more.
+
+    Of 12 blocks `alternate` recomputes 6. The teacher keeps nothing for a backward, so it recomputes nothing.
+    """
+    masks, sizes = MaskGenerator(config.grid, config.mask), PRESETS[config.model.preset]
+    num_context, num_target = masks.num_context, masks.num_target
+
+    def recomputed(depth: int) -> int:
+        return {"none": 0, "alternate": (depth + 1) // 2, "all": depth}[setting]
+
+    extra = block_flops(num_context, sizes.width, recomputed(sizes.depth)) + block_flops(
+        num_context + num_target, sizes.predictor_width, recomputed(sizes.predictor_depth)
+    )
+    return extra / step_flops(config.model, num_context=num_context, num_target=num_target)
+
+
+def _batch_advice(found: Estimate, largest: int, tried: dict[int, int | None], exact: bool) -> str:
+    """The batch to set, in words."""
     sizes = ", ".join(f"{batch}: {_told(total)}" for batch, total in sorted(tried.items()))
-    remat = "There is no setting for rematerialisation in this version, so none was tried."
     if not largest:
-        return f"No per-core batch fits {found.topology.name} ({sizes}). {remat}"
+        return f"No per-core batch fits {found.topology.name} without remat ({sizes})."
     chips, whole = found.topology.num_chips, found.config.batch.global_batch_size
     above = min((batch for batch in tried if batch > largest), default=MAX_BATCH + 1)
     bound = "the largest that fits" if exact else f"the largest seen to fit ({largest + 1} to {above - 1} not tried)"
@@ -109,10 +185,24 @@ def _advice(found: Estimate, largest: int, tried: dict[int, int | None], exact: 
     dividing = [batch for batch in range(1, largest + 1) if whole % (batch * chips) == 0]
     keep = f"batch.per_core_batch_size={max(dividing)} keeps the global batch of {whole}. " if dividing else ""
     return (
-        f"Per-core batch {largest} is {bound} on {found.topology.name} (HBM by batch: {sizes}). {keep}"
+        f"Per-core batch {largest} is {bound} on {found.topology.name} without remat (HBM by batch: {sizes}). {keep}"
         f"batch.per_core_batch_size={largest} goes with a global batch of {largest * chips} or a multiple of it: "
-        f"another batch is another training, so choose its learning rate anew. {remat}"
+        f"another batch is another training, so choose its learning rate anew."
     )
+
+
+def _remat_advice(remat: RematAdvice, largest: int) -> str:
+    """The setting to choose, in words."""
+    sizes = ", ".join(f"{setting}: {_told(total)}" for setting, total in remat.tried.items())
+    match remat.setting:
+        case "none":
+            return f"A per-core batch of {remat.batch} needs no remat: train.remat=none costs no operations."
+        case None:
+            return f"No train.remat makes a per-core batch of {remat.batch} fit ({sizes})."
+        case setting:
+            cost = f"train.remat={setting} lets a per-core batch of {remat.batch} fit ({sizes})"
+            cheaper = f"; a batch of {largest} with accumulation costs none" if largest else ""
+            return f"{cost} and costs {remat.extra:.0%} more operations{cheaper}."
 
 
 def _told(total: int | None) -> str:

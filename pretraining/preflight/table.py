@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from oct_foundation.preflight.roofline import USABLE_HBM
+from oct_foundation.runtime.base import Sharding
 from pretraining.preflight.estimate import Estimate
 
 Row = tuple[str, str, str]
@@ -14,6 +15,15 @@ _LIMITS = {
     "compute": "the matrix units: nothing but fewer operations is faster",
     "memory": "HBM: fewer bytes per volume (larger per-core batch, kernels, bf16) are faster",
     "network": "the interconnect: fewer reductions per volume (more accumulation, larger per-core batch) are faster",
+}
+
+_PLACES: dict[Sharding, str] = {
+    "none": "every chip holds weights, moments and gradients (train.sharding=full splits them)",
+    "full": "weights, moments and gradients are split over the chips",
+}
+_EXCHANGES: dict[Sharding, str] = {
+    "none": "all-reduced over the chips once an update",
+    "full": "by collectives outside of loops; weights that go round inside of them are not counted",
 }
 
 
@@ -50,7 +60,7 @@ def headline(found: Estimate) -> str:
 
 def remedies(found: Estimate) -> list[str]:
     """What to try, the cheapest first."""
-    batch = found.trace.per_core_batch_size
+    batch, whole = found.trace.per_core_batch_size, found.config.train.sharding == "none"
     match found.verdict:
         case "FITS":
             return []
@@ -65,6 +75,7 @@ def remedies(found: Estimate) -> list[str]:
             return [
                 *(f"Try {one}." for one in smaller),
                 "octfm preflight ... --suggest finds the largest per-core batch that fits.",
+                *(["train.sharding=full splits weights and moments over the chips."] if whole else []),
                 "A smaller model.image_size or model.preset, larger model.patch_size, or chips with more memory "
                 "(--topology v5p-8) take less of it.",
             ]
@@ -94,6 +105,7 @@ def _program_rows(found: Estimate) -> Iterator[Row]:
         f"{trace.per_core_batch_size} a chip x {found.topology.num_chips} chips x {trace.accumulation} accumulated"
     )
     yield "global batch", str(found.config.batch.global_batch_size), volumes
+    yield "sharding", found.config.train.sharding, _PLACES[found.config.train.sharding]
     yield "parameters", f"{trace.trainable_parameters:,}", f"trained; {trace.parameters:,} with the EMA teacher"
     graphs = f"{trace.train_graphs} ({trace.expected_train_graphs} expected)"
     yield "train graphs", graphs, "distinct programs over warm-up, first and last step"
@@ -122,7 +134,7 @@ def _work_rows(found: Estimate) -> Iterator[Row]:
     yield "bytes moved", _gb(figures.bytes_accessed), f"{kernels} ({chip.hbm_bandwidth / 1e12:.3g} TB/s)"
     yield "of them HBM", _gb(figures.hbm_traffic_bytes), "by the compiler's placement: the rest may stay on the chip"
     links = f"{chip.link_bandwidth / 1e9:.0f} GB/s one way over all links"
-    yield "reduced", _gb(figures.collective_bytes), f"all-reduced over the chips once an update ({links})"
+    yield "exchanged", _gb(figures.collective_bytes), f"{_EXCHANGES[found.config.train.sharding]} ({links})"
     placed = figures.hbm_traffic_bytes / chip.hbm_bandwidth
     times = f"compute {_ms(figures.compute_seconds)}, memory {_ms(figures.memory_seconds)} ({_ms(placed)} by placement)"
     yield "roofline time", _ms(figures.roofline_seconds), f"{times}, network {_ms(figures.network_seconds)}"

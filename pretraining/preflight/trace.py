@@ -19,10 +19,11 @@ from data_setup.masking import MaskGenerator
 from oct_foundation.models.flops import step_flops
 from oct_foundation.models.xla_attention import lowering_for_tpu
 from pretraining.assemble import build_state
-from pretraining.config import RunConfig, load_config
+from pretraining.config import load_as
 from pretraining.step import train_step, validation_loss
 from pretraining.tasks.task import Objective
 from pretraining.tasks.vjepa_objective import VJEPAObjective
+from pretraining.vjepa_config import VJEPARunConfig
 
 if TYPE_CHECKING:
     from oct_foundation.preflight.capture import Program
@@ -34,12 +35,15 @@ NO_DATA = "data.root=preflight-reads-no-data"
 
 @dataclass(frozen=True, kw_only=True)
 class TracedProgram:
-    """A distinct program: `name` of its files, how often it runs in one update (validation: 0)."""
+    """A distinct program: `name` of its files, how often it runs in one update (validation: 0), over how many chips the
+    compiler has to split it (1: each runs all of it).
+    """
 
     name: str
     kind: str
     digest: str
     runs_per_update: int
+    num_partitions: int
     donated: list[int]
     donated_bytes: int
 
@@ -74,12 +78,12 @@ class Trace:
         return cls(**found, programs=programs)
 
 
-def load_without_data(path: Path, overrides: Sequence[str]) -> RunConfig:
+def load_without_data(path: Path, overrides: Sequence[str]) -> VJEPARunConfig:
     """The configuration; a `data.root` that it leaves open is filled in, since nobody looks there."""
-    return load_config(path, [NO_DATA, *overrides])
+    return load_as(VJEPARunConfig, path, [NO_DATA, *overrides])
 
 
-def moments(config: RunConfig) -> dict[str, int]:
+def moments(config: VJEPARunConfig) -> dict[str, int]:
     """Steps whose scalars differ in kind: 0 and 1 would be compiled into a program that took them as numbers."""
     warmup = config.optim.warmup_steps
     end = max(TRACED_STEPS, 2 * (warmup + config.optim.decay_steps))
@@ -87,20 +91,21 @@ def moments(config: RunConfig) -> dict[str, int]:
     return {"the first step": 0, **in_warmup, "after warm-up": max(warmup, 1), "the last step": end}
 
 
-def trace(config: RunConfig, objective: Objective, num_chips: int, folder: Path) -> Trace:
+def trace(config: VJEPARunConfig, objective: Objective, num_chips: int, folder: Path) -> Trace:
     """Writes NAME.hlo.pb and NAME.json of each distinct program and trace.json; returns the latter."""
-    from pretraining.preflight.tracing_runtime import TracingRuntime, expected_train_graphs
+    from pretraining.preflight.tracing_runtime import expected_train_graphs, tracing_runtime
 
     start = time.monotonic()
     accumulation = config.batch.accumulation(num_chips)
-    runtime = TracingRuntime(num_chips)
+    runtime = tracing_runtime(num_chips, config.train.sharding)
     state = build_state(config, objective, runtime, begins=False)  # weights to start from may lie on the pod only
     recorder, steps = runtime.recorder, moments(config)
     schedules = config.optim.schedules(max(steps.values()))
+    num_samples = config.batch.per_core_batch_size * runtime.cores
     updates: dict[str, list[str]] = {}
     for moment, step in steps.items():
         begun = len(recorder.runs)
-        batches = [objective.example_batch(config.batch.per_core_batch_size) for _ in range(accumulation)]
+        batches = [objective.example_batch(num_samples) for _ in range(accumulation)]
         train_step(
             objective,
             state.model,
@@ -115,10 +120,10 @@ def trace(config: RunConfig, objective: Objective, num_chips: int, folder: Path)
         updates[moment] = recorder.runs[begun:]
     runtime.phase = "validate"
     for _ in range(2):
-        two = [objective.example_batch(config.batch.per_core_batch_size) for _ in range(2)]
+        two = [objective.example_batch(num_samples) for _ in range(2)]
         validation_loss(objective, state.model, runtime, two, config.train.precision)
     first = next(iter(updates.values()))
-    programs = _write(recorder.programs.values(), first, folder)
+    programs = _write(recorder.programs.values(), first, runtime.cores, folder)
     masks = MaskGenerator(config.grid, config.mask)
     volume_flops = step_flops(config.model, num_context=masks.num_context, num_target=masks.num_target)
     found = Trace(
@@ -142,7 +147,9 @@ def trace(config: RunConfig, objective: Objective, num_chips: int, folder: Path)
     return found
 
 
-def _write(recorded: "Iterable[Program]", update: Sequence[str], folder: Path) -> list[TracedProgram]:
+def _write(
+    recorded: "Iterable[Program]", update: Sequence[str], num_partitions: int, folder: Path
+) -> list[TracedProgram]:
     """The files of each program; `update`: the digests of one update, in their order."""
     found: list[TracedProgram] = []
     for program in recorded:
@@ -151,6 +158,7 @@ def _write(recorded: "Iterable[Program]", update: Sequence[str], folder: Path) -
             kind=program.kind,
             digest=program.digest,
             runs_per_update=update.count(program.digest),
+            num_partitions=num_partitions,
             donated=list(program.donated),
             donated_bytes=program.donated_bytes,
         )

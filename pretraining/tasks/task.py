@@ -1,19 +1,29 @@
 """What the engine asks of a task; everything else (device, schedules, clipping, logging, saving) is the engine's.
 
-The step needs an Objective only, which exists without any data; the loop needs the Task around it.
+The step needs an Objective only, which exists without any data; the loop needs the Task around it, and a Watch where
+the run is looked at through held-out data. Methods with a body are for tasks that have nothing to say there.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from oct_foundation.runtime.base import Scalar
+from oct_foundation.diagnostics.verdicts import Judgement
+from oct_foundation.optim.adamw import AdamW
+from oct_foundation.runtime.base import Runtime, Scalar
+from pretraining.run_folder import RunFolder
+from pretraining.state import TrainState
+
+# A loss of some samples only is logged as two metrics, which are averaged apart: what is shown is their quotient.
+SUM, COUNT = "sum/", "count/"
 
 
 class Objective(Protocol):
     """A model and its loss."""
+
+    finds_unused: bool = False  # whether DDP has to look for parameters that a step does not reach
 
     def build_model(self) -> nn.Module:
         """The model on the CPU, everything that is ever updated included, so that no rank can differ."""
@@ -21,18 +31,69 @@ class Objective(Protocol):
 
     def initialize(self, model: nn.Module) -> None:
         """Weights to start from instead of random ones, for a run that begins."""
-        ...
+        return None
+
+    def branches(self, model: nn.Module) -> Mapping[str, Sequence[nn.Parameter]]:
+        """Parts that whole updates may leave without a gradient, by name; disjoint."""
+        return {}
+
+    def placed(self, model: nn.Module, runtime: Runtime) -> None:
+        """The model is on its device, whole or in shares, and no step has been made."""
+        return None
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Scalar loss and further 0-d device tensors to log, of one batch."""
+        """Scalar loss and further 0-d device tensors to log, of one batch; the same names on all ranks."""
         ...
+
+    def before_update(self, model: nn.Module, runtime: Runtime) -> None:
+        """Between the last backward and the optimizer; every rank comes here at every update."""
+        return None
 
     def after_update(self, model: nn.Module, scalars: Mapping[str, Scalar]) -> None:
         """What follows an optimizer update within the step, such as an EMA teacher."""
-        ...
+        return None
+
+    def of_update(self, model: nn.Module, optimizer: AdamW) -> dict[str, torch.Tensor]:
+        """What else is to be logged of the last update, 0-d, the same on all ranks; asked where logging is due."""
+        return {}
 
     def example_batch(self, num_samples: int) -> Any:
         """A batch on the CPU, with the shapes and dtypes that the loader gives, made without any data."""
+        ...
+
+
+class Watch(Protocol):
+    """Looks at a run through held-out data; every rank calls `read` at the same steps."""
+
+    @property
+    def readings(self) -> Sequence[Any]:
+        """Those of this run so far, earlier attempts included."""
+        ...
+
+    def take_up(self, start_step: int, first: Mapping[str, float] | None) -> None:
+        """The readings up to `start_step` that the record holds; `first`, the values at step 0, where it lacks them."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether to read after `step` updates."""
+        ...
+
+    def note_gradient(self, norm: float) -> None:
+        """A gradient norm that was logged, before the clip."""
+        ...
+
+    def read(
+        self, state: TrainState, runtime: Runtime, scalars: Mapping[str, float], batch: Any = None
+    ) -> tuple[dict[str, float], Judgement] | None:
+        """Values, and what all readings say, the same on all ranks; None where held-out data cannot be read."""
+        ...
+
+    def judge(self) -> Judgement:
+        """What all readings so far say."""
+        ...
+
+    def must_stop(self, judgement: Judgement) -> bool:
+        """Whether the run shall end, saved, because of this."""
         ...
 
 
@@ -64,4 +125,12 @@ class Task(Protocol):
 
     def data_fingerprint(self, *, world_size: int) -> str:
         """Changes when the samples or their order change; compared at resume."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Of the data, for summary.json."""
+        ...
+
+    def watch(self, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder) -> Watch | None:
+        """What looks at the run; None, with one log line, where nothing is held out."""
         ...

@@ -1,6 +1,9 @@
 """V-JEPA3D on prepared volumes: two aligned views of each, fixed-count token masks, the order of an epoch."""
 
 from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
 
 from data_setup.datasets import PreparedVolumes, VolumeDataset
 from data_setup.epoch_order import Balanced, EpochOrder, Shuffled
@@ -8,11 +11,13 @@ from data_setup.index import PreparedSet
 from data_setup.loaders import TrainBatches, validation_batches
 from data_setup.masking import MaskGenerator
 from data_setup.sampler import ShardedBatchSampler
-from data_setup.transforms import TrainingTransform, ValidationTransform
 from oct_foundation.batch import JEPABatch
-from pretraining.config import ConfigError, RunConfig
-from pretraining.tasks.task import Objective
+from oct_foundation.runtime.base import Runtime
+from pretraining.config import ConfigError
+from pretraining.run_folder import RunFolder
+from pretraining.tasks.task import Objective, Watch
 from pretraining.tasks.vjepa_objective import VJEPAObjective
+from pretraining.vjepa_config import VJEPARunConfig
 
 
 class VJEPATask:
@@ -21,8 +26,10 @@ class VJEPATask:
     objective: another one than V-JEPA's on the same batches.
     """
 
-    def __init__(self, config: RunConfig, prepared: PreparedSet, objective: Objective | None = None) -> None:
-        self.config = config
+    def __init__(self, config: VJEPARunConfig, prepared: PreparedSet, objective: Objective | None = None) -> None:
+        from data_setup.transforms import TrainingTransform, ValidationTransform  # MONAI: seconds, for ranks alone
+
+        self.config, self._prepared = config, prepared
         self.objective: Objective = objective or VJEPAObjective(config)
         masks = MaskGenerator(config.grid, config.mask)
         train, val = (PreparedVolumes(prepared, split, config.data.select) for split in ("train", "val"))
@@ -79,8 +86,23 @@ class VJEPATask:
         """Hash of the order and of the samples' ids."""
         return self.sampler(0, world_size).order_hash() + self._train.fingerprint()
 
+    def facts(self) -> dict[str, Any]:
+        """Volumes, and bad files by reason."""
+        return {
+            "volumes": {"train": self.num_train_samples, "accepted": len(self._prepared.accepted())},
+            "bad_files": self._prepared.bad_by_reason(),
+        }
 
-def _epoch_order(domains: list[str], config: RunConfig) -> EpochOrder:
+    def watch(self, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder) -> Watch | None:
+        """Readings of the validation volumes (docs/diagnostics.md)."""
+        if not self.config.diagnostics.enabled:
+            return None
+        from pretraining.assemble_diagnostics import build_diagnostics
+
+        return build_diagnostics(self.config, self._prepared, model, runtime, total_steps=total_steps, folder=folder)
+
+
+def _epoch_order(domains: list[str], config: VJEPARunConfig) -> EpochOrder:
     """Every volume once per epoch, or the makers' shares that the configuration asks for."""
     data = config.data
     try:

@@ -13,21 +13,27 @@ from oct_foundation.batch import JEPABatch
 from oct_foundation.models.vjepa2_weights import start_from_vjepa2
 from oct_foundation.models.vjepa3d import VJEPA3D
 from oct_foundation.runtime.base import Scalar
-from pretraining.config import ConfigError, RunConfig
+from pretraining.config import ConfigError
+from pretraining.tasks.task import Objective
+from pretraining.vjepa_config import VJEPARunConfig
 
 log = logging.getLogger(__name__)
 
 
-class VJEPAObjective:
+class VJEPAObjective(Objective):
     """Model, loss and teacher of a configuration; the same for every data set."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: VJEPARunConfig) -> None:
         self.config = config
 
     def build_model(self) -> nn.Module:
-        """Student and teacher, equal on all ranks by the seed."""
+        """Student and teacher, equal on all ranks by the seed; blocks recomputed and compiled as `train` says."""
         torch.manual_seed(self.config.seed)
-        return VJEPA3D(self.config.model)
+        model = VJEPA3D(self.config.model)
+        model.recompute(self.config.train.remat)
+        if self.config.train.compile:
+            model.compile_blocks()
+        return model
 
     def initialize(self, model: nn.Module) -> None:
         """V-JEPA 2's weights where `init_from` names them; raises ConfigError where they do not fit."""

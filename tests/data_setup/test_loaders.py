@@ -12,7 +12,8 @@ from data_setup.epoch_order import Shuffled
 from data_setup.loaders import LoaderError, LoaderSettings, TrainBatches, validation_batches
 from data_setup.masking import MaskGenerator, MaskSettings
 from data_setup.sampler import ShardedBatchSampler
-from data_setup.transforms import TrainingTransform, ValidationTransform, ViewSettings
+from data_setup.transforms import TrainingTransform, ValidationTransform
+from data_setup.views import ViewSettings
 from oct_foundation.batch import JEPABatch
 from oct_foundation.geometry import PatchGrid
 

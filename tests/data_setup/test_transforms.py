@@ -6,13 +6,8 @@ from monai.data import MetaTensor
 from data_setup.collate import collate
 from data_setup.masking import MaskGenerator, MaskSettings
 from data_setup.sampler import SampleKey
-from data_setup.transforms import (
-    JEPAMaskGeneratord,
-    TrainingTransform,
-    TwoViewTransform,
-    ValidationTransform,
-    ViewSettings,
-)
+from data_setup.transforms import JEPAMaskGeneratord, TrainingTransform, TwoViewTransform, ValidationTransform
+from data_setup.views import ViewSettings
 from oct_foundation.geometry import PatchGrid
 
 SHAPE = (8, 32, 48)

@@ -17,6 +17,10 @@ from oct_foundation.checkpoints.manager import CheckpointManager, CheckpointSett
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMOKE = PROJECT / "configs" / "smoke_test.yaml"
+# Most of a short run is imports, 12 s of a core, and nearly half of them are of packages that MONAI likes to have.
+LIGHT_IMPORTS = {"PYTHONPATH": str(Path(__file__).with_name("light_imports"))}
+# The tests compile more than they compute: without XLA's optimisations a run is a third shorter.
+FAST_COMPILE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,24 @@ def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train(prepared_cache: Path) -> Train:
-    """`train(folder, *overrides, device='cpu', code=0, fault=None)` runs the smoke configuration."""
+    """`train(folder, *overrides, device='cpu', code=0, fault=None, transformers=False)` runs the smoke test."""
 
-    def run(folder: Path, *overrides: str, device: str = "cpu", code: int = 0, fault: str | None = None) -> FinishedRun:
+    def run(
+        folder: Path,
+        *overrides: str,
+        device: str = "cpu",
+        code: int = 0,
+        fault: str | None = None,
+        transformers: bool = False,
+    ) -> FinishedRun:
         module = "tests.integration.faulty_train" if fault else "pretraining.train"
         command = [
             sys.executable, "-m", module, str(SMOKE), "--device", device, f"output_dir={folder}",
             f"data.cache_dir={prepared_cache}", "wandb.mode=disabled", "train.precision=fp32",
             "diagnostics.enabled=false", *overrides,
         ]  # fmt: skip
-        # The tests compile more than they compute: without XLA's optimisations a run is a third shorter.
-        fast_compile = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        environment = {"OMP_NUM_THREADS": "1", "PJRT_DEVICE": "CPU", "FAULT": fault or "", **fast_compile}
+        environment = {"OMP_NUM_THREADS": "1", "PJRT_DEVICE": "CPU", "FAULT": fault or "", **FAST_COMPILE}
+        environment |= {} if transformers else LIGHT_IMPORTS
         done = subprocess.run(
             command,
             cwd=PROJECT,

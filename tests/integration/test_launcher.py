@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from oct_foundation.runtime.exits import ExitCode
+from tests.integration.conftest import LIGHT_IMPORTS
 
 PROJECT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OCTFM_PYTHON": sys.executable, "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    **os.environ, "OCTFM_PYTHON": sys.executable, "PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", **LIGHT_IMPORTS
+}  # fmt: skip
 
 
 def start(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:

@@ -1,17 +1,19 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.integration.conftest import PROJECT
+from tests.integration.conftest import FAST_COMPILE, PROJECT
 
 pytest.importorskip("torch_xla", reason="torch-xla exists for Linux x86-64 only: the XLA oracles did NOT run")
 
 
 def oracle(mode: str) -> dict:
     command = [sys.executable, "-m", "tests.integration.xla_oracles", mode]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=280)
+    environment = {**os.environ, **FAST_COMPILE}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -28,9 +28,9 @@ from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.native import NativeRuntime
 from oct_foundation.runtime.xla import XlaRuntime
-from pretraining.config import RunConfig
 from pretraining.step import train_step
 from pretraining.tasks.vjepa_objective import VJEPAObjective
+from pretraining.vjepa_config import VJEPARunConfig
 
 CONFIG = VJEPA3DConfig(preset="vit_tiny", image_size=(8, 64, 64), patch_size=(4, 16, 16))
 NUM_TOKENS, NUM_TARGET, BATCH = 32, 19, 8
@@ -43,11 +43,12 @@ class Side:
         self.model, self.runtime = copy.deepcopy(model).to(runtime.device), runtime
         guard = GradientGuard(1.0, runtime.device)
         self.optimizer = AdamW(parameter_groups(self.model), guard=guard)
-        self.replica = runtime.replicate(self.model)
+        self.replica = runtime.replicate(self.model, self.optimizer)
 
     def step(self, batch, scalars):
         return train_step(
-            VJEPAObjective(RunConfig(model=CONFIG)), self.model, self.replica, self.optimizer, self.runtime, [batch],
+            VJEPAObjective(VJEPARunConfig(model=CONFIG)), self.model, self.replica, self.optimizer, self.runtime,
+            [batch],
             self.runtime.scalars(scalars), "fp32",
         )  # fmt: skip
 

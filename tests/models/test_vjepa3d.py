@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oct_foundation.models.encoder import VOXEL_MEAN, VOXEL_STD, PatchEmbed
-from oct_foundation.models.vjepa3d import VJEPA3D, VJEPA3DConfig, mask_to_indices
+from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D, VJEPA3DConfig, mask_to_indices
 
 NUM_TARGETS = 19
 
@@ -302,5 +302,20 @@ def test_the_predictor_leaves_out_only_what_nobody_reads(positions):
     expected = predictor(context, **idx)
     last = predictor.blocks[-1]
     whole = type(last).forward
-    predictor.blocks[-1].forward = lambda x, rotation, num_queries: whole(last, x, rotation)[:, -num_queries:]
+    predictor.blocks[-1].forward = lambda x, rotation, asked: whole(last, x, rotation)[:, -asked:]
     torch.testing.assert_close(predictor(context, **idx), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_the_teacher_leaves_out_only_what_nobody_reads(positions):
+    """Its last block computes the targets only; the result is that of computing all and dropping the rest."""
+    encoder, (view, _), idx = build(positions=positions).target_encoder, views(), indices()["target_idx"]
+    expected = torch.stack([features[tokens] for features, tokens in zip(encoder(view), idx, strict=True)])
+    torch.testing.assert_close(encoder(view, asked=idx), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_small", "vit_base", "vit_large"])
+def test_presets_for_the_matrix_unit_differ_in_their_heads_only(name):
+    usual, wide = PRESETS[name], PRESETS[f"{name}_h128"]
+    assert wide.width // wide.num_heads == wide.predictor_width // wide.predictor_heads == 128
+    assert wide._replace(num_heads=usual.num_heads, predictor_heads=usual.predictor_heads) == usual

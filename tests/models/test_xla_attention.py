@@ -215,7 +215,7 @@ def hlo():
     layer = Attention(64, 2).to("xla")
     tokens = torch.zeros(2, 150, 64, device="xla", requires_grad=True)
     with torch.autocast("xla", dtype=torch.bfloat16):
-        mixed = layer(tokens, None, num_queries=40)
+        mixed = layer(tokens, None, asked=40)
     mixed.float().sum().backward()
     gradients = [parameter.grad for parameter in layer.parameters()]
     return torch_xla._XLAC._get_xla_tensors_hlo([mixed, tokens.grad, *gradients]), list(mixed.shape)

@@ -6,7 +6,7 @@ from torch import nn
 
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
-from oct_foundation.optim.groups import parameter_groups
+from oct_foundation.optim.groups import parameter_groups, split_by_branch
 
 LEARNING_RATES = (1e-2, 3e-3, 0.0, 1e-3, 2e-3)
 
@@ -138,3 +138,37 @@ def test_only_matrices_decay():
 def test_a_frozen_model_is_refused():
     with pytest.raises(ValueError, match="no trainable parameter"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("kind", [AdamW, Traced])
+def test_a_branch_that_sat_out_steps_goes_on_as_if_they_had_not_been(kind):
+    """Weights, moments and the count in the bias correction: as torch's AdamW, which counts by parameter."""
+    model = small_model()
+    reference = copy.deepcopy(model)
+    branch = {"head": list(model[3].parameters())}
+    optimizer = kind(split_by_branch(parameter_groups(model), branch), guard=GradientGuard(None))
+    peer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0)
+    for seed in range(6):
+        backward(model, seed)
+        backward(reference, seed)
+        if seed in (1, 2, 4):
+            for parameter in (*model[3].parameters(), *reference[3].parameters()):
+                parameter.grad = None
+        optimizer.set_scalars(1e-2, 0.0)
+        for one in (optimizer, peer):
+            one.step()
+            one.zero_grad()
+    assert {int(optimizer.state[parameter]["step"]) for parameter in branch["head"]} == {3}
+    assert int(optimizer.state[model[0].weight]["step"]) == 6
+    for found, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_hold_one_branch_each_and_every_parameter_once():
+    model = small_model()
+    split = split_by_branch(parameter_groups(model), {"first": list(model[0].parameters())})
+    assert [(group["branch"], group["decay"], len(group["params"])) for group in split] == [
+        (None, True, 1), ("first", True, 1), (None, False, 3), ("first", False, 1)
+    ]  # fmt: skip
+    found = sorted(id(parameter) for group in split for parameter in group["params"])
+    assert found == sorted(id(parameter) for parameter in model.parameters())

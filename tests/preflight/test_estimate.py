@@ -29,7 +29,9 @@ def compiled(**changes: object) -> Compiled:
 
 
 def program(name: str, kind: str, runs: int) -> TracedProgram:
-    return TracedProgram(name=name, kind=kind, digest=name, runs_per_update=runs, donated=[], donated_bytes=0)
+    return TracedProgram(
+        name=name, kind=kind, digest=name, runs_per_update=runs, num_partitions=1, donated=[], donated_bytes=0
+    )
 
 
 TRACE = Trace(
@@ -84,6 +86,22 @@ def test_the_bounds_follow_from_bytes_and_the_models_operations():
     assert found.roofline_seconds == pytest.approx(61e9 / 1.2e12)
     assert found.mfu_bound == pytest.approx((10e12 / 275e12) / (61e9 / 1.2e12))
     assert found.volumes_per_second_bound == pytest.approx(32 / (61e9 / 1.2e12))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("all-reduce", 2 * 15 / 16),
+        ("all-gather", 15 / 16),
+        ("reduce-scatter", 15),  # a chip keeps 1/16 of what is reduced
+        ("all-to-all", 15 / 16),
+        ("collective-permute", 1),
+    ],
+)
+def test_the_network_carries_what_each_kind_of_collective_sends(kind: str, sent: float):
+    found = an_estimate(**{"0_train": compiled(hlo=HloFigures(collective_bytes={kind: GB}))}).figures
+    assert found.collective_bytes == GB
+    assert found.network_seconds == pytest.approx(sent * GB / 300e9)
 
 
 def test_too_large_is_not_what_the_compiler_says_but_what_the_sum_says():

@@ -60,6 +60,21 @@ def test_an_asynchronous_collective_is_one():
     assert found.collective_bytes == {"all-reduce": GRADIENT + ROW}
 
 
+def test_a_started_permutation_counts_what_it_produces_and_not_its_source():
+    one = (
+        "%sent = (f32[384]{0:T(512)}, f32[384]{0:T(512)S(3)}, u32[]{:S(2)}, u32[]{:S(2)}) "
+        "collective-permute-start(%h), source_target_pairs={{0,1}}\n  ROOT %tuple"
+    )
+    assert read_hlo(HLO.replace("ROOT %tuple", one)).collective_bytes["collective-permute"] == ROW
+
+
+def test_a_fused_reduction_to_a_part_is_a_collective():
+    one = "%part = f32[96,1536]{1,0:T(8,128)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.2\n  ROOT %tuple"
+    found = read_hlo(HLO.replace("ROOT %tuple", one))
+    assert found.collective_bytes["reduce-scatter"] == GRADIENT // 4
+    assert found.num_collectives == 2
+
+
 @pytest.mark.parametrize("text", ["", "HloModule empty\n"])
 def test_nothing_is_nothing(text: str):
     assert read_hlo(text).hbm_bytes == 0

@@ -70,6 +70,21 @@ def test_the_smallest_step_is_compiled_for_the_smallest_pod(tmp_path: Path, caps
 
 
 @needs_compiler
+@pytest.mark.slow  # 60 to 120 s
+def test_a_sharded_step_takes_a_quarter_of_the_state_on_each_of_four_chips(tmp_path: Path):
+    settings = ["model=vit_small", "model.image_size=[8,32,32]", "batch.global_batch_size=4", "train.sharding=full"]
+    assert main(["preflight", SMOKE, *settings, "--topology", "v4-8", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["train_graphs"], found["compiles"], found["fits"]) == (1, True, True)
+    assert (found["sharding"], found["chips"]) == ("full", 4)
+    share = (found["parameters"] + 2 * found["trainable_parameters"]) * 4 / 4  # fp32, over 4 chips
+    assert share <= found["hbm_donated_bytes"] <= found["hbm_args_bytes"] < 1.3 * share  # tiles are padded
+    (train,) = [one for name, one in found["programs"].items() if name.endswith("train")]
+    assert train["hlo"]["num_kernels"] > 0
+    assert {"all-gather", "reduce-scatter"} <= train["hlo"]["collective_bytes"].keys()
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_the_smoke_shapes_compile_for_the_pod(tmp_path: Path):
     shapes = ["batch.global_batch_size=16", "--topology", "v4-32"]

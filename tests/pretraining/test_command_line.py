@@ -1,5 +1,8 @@
 """What every command says when it ends early, and how much memory it thinks there is."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pretraining.command_line import with_exit_code
@@ -28,3 +31,9 @@ def test_free_memory_is_what_the_machine_has_available(tmp_path):
     meminfo.write_text("MemTotal:  9000 kB\nMemFree: 1 kB\nMemAvailable:       2048 kB\n")
     assert free_bytes(meminfo) == 2048 * 1024
     assert free_bytes(tmp_path / "absent") is None
+
+
+def test_what_takes_seconds_to_import_is_left_to_those_who_train():
+    heavy = ("monai", "transformers", "torch_xla", "sklearn", "matplotlib", "wandb")
+    code = f"import sys, pretraining.train; print(*(name for name in {heavy} if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "\n"

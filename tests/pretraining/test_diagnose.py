@@ -12,12 +12,13 @@ from data_setup.phantom_benchmark import LABELS_NAME, BenchmarkSettings, write_b
 from oct_foundation.runtime.native import NativeRuntime
 from pretraining.assemble import build_state
 from pretraining.assemble_diagnostics import build_diagnostics, default_interval
-from pretraining.config import ConfigError, RunConfig, load_config
+from pretraining.config import ConfigError, load_as
 from pretraining.diagnose import Diagnostics
 from pretraining.run_folder import RunFolder
 from pretraining.state import TrainState
 from pretraining.step import train_step
 from pretraining.tasks.vjepa import VJEPATask
+from pretraining.vjepa_config import VJEPARunConfig
 from tests.integration.conftest import SMOKE
 
 EYES = BenchmarkSettings(num_volumes=26, image_size=(8, 32, 32), patch_size=(4, 16, 16))
@@ -40,7 +41,7 @@ class Watched:
             splits = ["train"] * 4 + ["val"] * (len(volumes) - 4)
             rows = [IndexRow(id=f"v{n:02}", status="accepted", split=split) for n, split in enumerate(splits)]
             self.prepared = write_prepared(folder / "set", rows, volumes)
-        self.config: RunConfig = load_config(SMOKE, [*TINY, f"data.root={folder / 'set'}", *overrides])
+        self.config: VJEPARunConfig = load_as(VJEPARunConfig, SMOKE, [*TINY, f"data.root={folder / 'set'}", *overrides])
         self.task = VJEPATask(self.config, self.prepared)
         self.state: TrainState = build_state(self.config, self.task.objective, RUNTIME)
         self.diagnostics = self.look_anew()
@@ -190,7 +191,7 @@ def test_a_finding_is_told_once_and_again_only_after_another_start(watched, capl
 
 def test_without_volumes_to_hold_out_nothing_is_looked_at(tmp_path, caplog):
     prepared = write_benchmark(tmp_path / "set", replace(EYES, num_volumes=5), num_train=5)
-    config = load_config(SMOKE, [*TINY, f"data.root={tmp_path / 'set'}"])
+    config = load_as(VJEPARunConfig, SMOKE, [*TINY, f"data.root={tmp_path / 'set'}"])
     model = VJEPATask(config, prepared).objective.build_model()
     assert build_diagnostics(config, prepared, model, RUNTIME, total_steps=9, folder=RunFolder(tmp_path)) is None
     assert "data.val_fraction" in caplog.text

@@ -25,7 +25,7 @@ def report_ranks(runtime, folder: Path) -> int:
     }
     model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.constant_(model.weight, float(runtime.rank + 1))
-    replica = runtime.replicate(model)
+    replica = runtime.replicate(model, torch.optim.SGD(model.parameters()))
     with runtime.accumulation(replica):
         replica(torch.ones(1, 2)).sum().backward()
     replica(torch.full((1, 2), float(runtime.rank))).sum().backward()

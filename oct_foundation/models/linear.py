@@ -1,0 +1,16 @@
+"""nn.Linear whose bias is a step of its own under torch.compile on a CPU, so that it melts into what comes after."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    """The same layer. `addmm` on a CPU copies the bias over the whole output before it multiplies: 3 % of a profiled step."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Each token by itself: float [..., in_features] -> [..., out_features]."""
+        if not torch.compiler.is_compiling() or tokens.device.type != "cpu":
+            return super().forward(tokens)
+        product = F.linear(tokens, self.weight)
+        return product + self.bias.to(product.dtype)

@@ -1,0 +1,128 @@
+"""Questions about brain images, from JSON, a BIDS folder or generated: checked, split by subject, in batches."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from data_setup.loaders import TrainBatches
+from data_setup.neuro.collate import ConversationCollator
+from data_setup.neuro.conversations import Conversation
+from data_setup.neuro.dataset import ConversationDataset
+from data_setup.neuro.modality_sampler import AlignedSampler, Layout, build_sampler, evaluation_batches
+from data_setup.neuro.open_data import image_source, open_data
+from data_setup.neuro.prompt import PromptEncoder
+from data_setup.sampler import SampleKey, ShardedBatchSampler
+from oct_foundation.batch import ConversationBatch
+from oct_foundation.runtime.base import Runtime
+from pretraining.config import ConfigError
+from pretraining.multimodal_config import MultimodalRunConfig
+from pretraining.run_folder import RunFolder
+from pretraining.tasks.multimodal_objective import MultimodalObjective
+from pretraining.tasks.task import Watch
+
+log = logging.getLogger(__name__)
+
+
+class MultimodalTask:
+    """The samples of a multi-modal run around its objective; raises ConfigError where there is nothing to train on."""
+
+    def __init__(self, config: MultimodalRunConfig) -> None:
+        self.config = config
+        self.objective = MultimodalObjective(config)
+        layouts = config.network.modalities
+        self.encoder = PromptEncoder(
+            self.objective.tokenizer,
+            {name: layout.num_image_tokens for name, layout in layouts.items()},
+            config.data.max_length,
+        )
+        source = image_source(config.data)
+        try:
+            splits, self.audit = open_data(config.data, source, self.encoder)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        held_out = splits["val"][: config.answers.max_samples]
+        self._train = ConversationDataset(splits["train"], source, seed=config.seed, training=True)
+        self.held_out = ConversationDataset(held_out, source, seed=config.seed, training=False)
+        self._collator = ConversationCollator(self.encoder)
+        self._batches: TrainBatches | None = None
+        self.num_train_samples = len(self._train)
+
+    def sampler(self, rank: int, world_size: int) -> ShardedBatchSampler | AlignedSampler:
+        """The order of the training samples; raises ValueError when they do not fill one global batch."""
+        layout = self.layout(rank, world_size)
+        kinds = [record.kind for record in self._train.records]
+        return build_sampler(
+            kinds,
+            self.config.data.sampling,
+            layout,
+            seed=self.config.seed,
+            drop_last=self.config.train.drop_last,
+        )
+
+    def layout(self, rank: int, world_size: int) -> Layout:
+        """Rows of a micro-batch, and who has which."""
+        batch = self.config.batch
+        return Layout(rank, world_size, batch.per_core_batch_size, batch.accumulation(world_size))
+
+    def train_batches(
+        self, *, rank: int, world_size: int, start_step: int, num_steps: int
+    ) -> Iterable[ConversationBatch]:
+        """Micro-batches of this rank."""
+        self._batches = TrainBatches(
+            self._train,
+            self.sampler(rank, world_size),
+            self.config.data.loader,
+            start_step=start_step,
+            num_steps=num_steps,
+            make_batch=self._collator.joint,
+        )
+        return self._batches
+
+    def input_counts(self) -> dict[str, int]:
+        """Samples of this rank that came from another file than planned, and restarts of its loader."""
+        if self._batches is None:
+            return {"replaced_samples": 0, "loader_restarts": 0}
+        return {"replaced_samples": self._batches.num_replaced, "loader_restarts": self._batches.num_restarts}
+
+    def val_batches(self, *, rank: int, world_size: int) -> Iterable[ConversationBatch]:
+        """Held-out questions, each kind in batches of its own; the last of a kind is filled by repetition."""
+        kinds = [record.kind for record in self.held_out.records]
+        for batch in evaluation_batches(kinds, self.layout(rank, world_size)):
+            yield self.batch_of(batch.indices)
+
+    def batch_of(self, indices: Iterable[int]) -> ConversationBatch:
+        """Held-out samples by their numbers."""
+        return self._collator.joint([self.held_out[SampleKey(0, index)] for index in indices])[0]
+
+    def steps_per_epoch(self, *, world_size: int) -> int:
+        """From the sampler that the run uses."""
+        return self.sampler(0, world_size).steps_per_epoch
+
+    def data_fingerprint(self, *, world_size: int) -> str:
+        """Hash of the order and of the samples."""
+        return self.sampler(0, world_size).order_hash() + self._train.fingerprint()
+
+    @property
+    def training_records(self) -> tuple[Conversation, ...]:
+        """What the run trains on."""
+        return self._train.records
+
+    def watch(self, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder) -> Watch | None:
+        """Answers to the held-out questions."""
+        if not len(self.held_out):
+            log.warning("no question is held out, so nothing says whether the run learns; raise data.val_fraction")
+            return None
+        from pretraining.answers import AnswerWatch
+
+        return AnswerWatch(
+            task=self, total_steps=total_steps, record=folder.metrics, logs=folder.path / "generation_logs.jsonl"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Volumes and bad files, for the summary."""
+        return {
+            "samples": {"train": len(self._train), "held_out": len(self.held_out), "accepted": len(self.audit.kept)},
+            "bad_files": {str(reason): count for reason, count in self.audit.by_reason.items()},
+        }

@@ -1,0 +1,100 @@
+"""What the multi-modal trainer trains, without its data: vision tower, projector, language model, absent branches."""
+
+import torch
+from torch import nn
+
+from data_setup.neuro.modalities import MODALITIES, TEXT
+from data_setup.neuro.tokenizer import image_token_ids, load_tokenizer
+from oct_foundation.batch import ConversationBatch
+from oct_foundation.losses.inactive import TRUNK, Inactive
+from oct_foundation.models.vision_language import TokenIds, VisionLanguageModel
+from oct_foundation.runtime.base import Runtime
+from pretraining.config import ConfigError
+from pretraining.multimodal_config import MultimodalRunConfig
+from pretraining.tasks.task import COUNT, SUM, Objective
+
+
+class MultimodalObjective(Objective):
+    """Model, loss and the policy for absent branches.
+
+    aligned: all ranks hold the same modalities at every update, so that nobody has to ask.
+    """
+
+    def __init__(self, config: MultimodalRunConfig) -> None:
+        self.config = config
+        self.aligned = config.data.sampling.mode == "aligned"
+        try:
+            self.tokenizer = load_tokenizer(config.model.hf_name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.hf_name={config.model.hf_name}: {error}") from None
+        self.inactive: Inactive | None = None
+        self.absent: frozenset[str] = frozenset()  # from the last update, on all ranks
+        self.finds_unused = config.inactive == "find_unused"
+
+    def build_model(self) -> nn.Module:
+        """Equal on all ranks by the seed."""
+        torch.manual_seed(self.config.seed)
+        tokens = TokenIds(
+            vocabulary_size=len(self.tokenizer), image=image_token_ids(self.tokenizer), end=self.tokenizer.eos_token_id
+        )
+        return VisionLanguageModel(self.config.network, tokens)
+
+    def placed(self, model: nn.Module, runtime: Runtime) -> None:
+        """Lists the branches, which sharding has replaced, and puts the dummy where this runtime needs one."""
+        assert isinstance(model, VisionLanguageModel)
+        alone = runtime.world_size * runtime.cores == 1
+        sharded = self.config.train.sharding == "full"
+        model.runs_absent = sharded and not self.aligned
+        anchored = not (alone or sharded or (self.aligned and runtime.kind == "xla"))
+        self.inactive = Inactive(model.branches(), self.config.inactive, trunk=model.trunk(), anchored=anchored)
+        self.inactive.watch(model)
+
+    def branches(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """Disjoint lists of what one modality alone owns; everything else is shared."""
+        assert isinstance(model, VisionLanguageModel)
+        return {**model.branches(), TRUNK: model.trunk()}
+
+    def loss(self, model: nn.Module, batch: ConversationBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Mean over the rows; to log: each kind's sum and number of rows, 0 for kinds that the batch lacks."""
+        if self.inactive is not None and torch.is_grad_enabled():
+            self.inactive.see(batch.present)
+        found = model(batch.images, batch.input_ids, batch.attention_mask, batch.labels, batch.rows)
+        zero = torch.zeros((), device=found.loss.device)
+        extra: dict[str, torch.Tensor] = {}
+        for name in (*self.config.network.modalities, TEXT):
+            extra[f"{SUM}loss/{name}"] = found.sums.get(name, zero)
+            extra[f"{COUNT}loss/{name}"] = zero + float(found.counts.get(name, 0))
+        if self.inactive is not None and self.inactive.dummy_loss is not None:
+            extra["dummy_loss"] = self.inactive.dummy_loss
+        return found.loss, extra
+
+    def before_update(self, model: nn.Module, runtime: Runtime) -> None:
+        """Takes the gradients of branches away that no rank has used in this update."""
+        assert self.inactive is not None
+        anyone = None if self.aligned else lambda activity: runtime.max_over_ranks(activity)
+        self.absent = self.inactive.drop(anyone)
+
+    def example_batch(self, num_samples: int) -> ConversationBatch:
+        """Rows of the first enabled modality: zeros for images, one answer token."""
+        return self.example_of((next(iter(self.config.network.modalities)),), num_samples)
+
+    def example_of(self, chosen: tuple[str, ...], num_samples: int) -> ConversationBatch:
+        """Rows of the kinds `chosen` (none: text alone), shared out as the aligned sampler does."""
+        network, length = self.config.network, self.config.data.max_length
+        ids = image_token_ids(self.tokenizer)
+        kinds = [name for name in MODALITIES if name in chosen] or [TEXT]
+        whole, rest = divmod(num_samples, len(kinds))
+        rows = {name: whole + (number < rest) for number, name in enumerate(kinds)}
+        input_ids = torch.full((num_samples, length), int(self.tokenizer.pad_token_id))
+        labels = torch.full_like(input_ids, -100)
+        labels[:, -1] = input_ids[:, -1]
+        images, first = {}, 0
+        for name, count in rows.items():
+            if name != TEXT:
+                layout = network.modalities[name]
+                input_ids[first : first + count, : layout.num_image_tokens] = ids[name]
+                images[name] = torch.zeros(count, *layout.shape)
+            first += count
+        return ConversationBatch(
+            images=images, input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, rows=rows
+        )
