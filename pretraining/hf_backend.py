@@ -25,7 +25,14 @@ def arguments_for(args: "TrainingArguments", policy: Policy) -> "TrainingArgumen
         raise ValueError(
             "policy find_unused adds no dummy, so DDP must search: ddp_find_unused_parameters is False; leave it unset"
         )
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config.dispatch_batches cuts every tensor of a batch alike for the ranks, though kinds differ "
+            "in rows and images; set it to False: each rank reads its own"
+        )
     args = copy.copy(args)
+    args.accelerator_config = copy.copy(args.accelerator_config)
+    args.accelerator_config.dispatch_batches = False  # None would be True for an IterableDataset
     args.logging_nan_inf_filter = False
     args.remove_unused_columns = False
     if args.ddp_find_unused_parameters is None:

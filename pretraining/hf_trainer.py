@@ -134,14 +134,14 @@ class DummyLossTrainer(Trainer):
     ) -> torch.Tensor:
         """float32 0-d on the model's device: the dummy of those of `modalities` that a batch of one modality lacks.
 
-        In training it is added inside forward, where DDP wants it. Raises ValueError for an unknown modality.
+        In training it is added inside forward, where DDP wants it. One that is switched off has no branch and adds
+        nothing. Raises ValueError for a name that is no modality, and for an active one without a branch.
         """
         self._follow(model)
-        if unknown := {active_modality, *modalities} - set(self.inactive.branches):
-            raise ValueError(
-                f"the model has no branch for {', '.join(sorted(unknown))}; it has {', '.join(self.inactive.branches)}"
-            )
-        return self.inactive.dummy({active_modality, *(self.inactive.branches.keys() - set(modalities))})
+        branches = self.inactive.branches.keys()
+        if unknown := ({active_modality} - branches) | (set(modalities) - branches - set(MODALITIES)):
+            raise ValueError(f"the model has no branch for {', '.join(sorted(unknown))}; it has {', '.join(branches)}")
+        return self.inactive.dummy({active_modality, *(branches - set(modalities))})
 
     def compute_loss(
         self,

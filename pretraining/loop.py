@@ -175,12 +175,12 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     """Fetches the metrics of this step, averages the loss over ranks and hands everything to the tracker."""
     state, runtime = run.state, run.runtime
     with run.stopwatch.phase("step"):  # on XLA the device works until here
-        of_update = run.task.objective.of_update(state.model, state.optimizer)
-        fetched = runtime.fetch(values["metrics"] | of_update)
+        fetched = runtime.fetch(values["metrics"])
+        of_update = run.task.objective.of_update(state.model, state.optimizer, runtime)
     counts = {name: float(count * runtime.world_size) for name, count in run.task.input_counts().items()}
     averaged = _quotients(runtime.mean_over_ranks(fetched | counts))  # a mean of world_size-fold counts is their sum
     seconds = time.perf_counter() - since.time
-    averaged |= values["scalars"]
+    averaged |= of_update | values["scalars"]
     averaged["samples_per_sec"] = (state.samples_seen - since.samples) / seconds
     averaged["seconds_per_step"] = seconds / (state.step - since.step)
     averaged["samples"] = float(state.samples_seen)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
-    """The same layer. `addmm` on a CPU copies the bias over the whole output before it multiplies: 3 % of a profiled step."""
+    """The same layer. On a CPU `addmm` first copies the bias over its whole output: 3 % of a profiled step."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Each token by itself: float [..., in_features] -> [..., out_features]."""

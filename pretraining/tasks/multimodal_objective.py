@@ -8,7 +8,10 @@ from data_setup.neuro.tokenizer import image_token_ids, load_tokenizer
 from oct_foundation.batch import ConversationBatch
 from oct_foundation.losses.inactive import TRUNK, Inactive
 from oct_foundation.models.vision_language import TokenIds, VisionLanguageModel
+from oct_foundation.optim.adamw import AdamW
 from oct_foundation.runtime.base import Runtime
+from oct_foundation.shares import sum_over_shares
+from pretraining.branch_norms import BranchNorms, Drift
 from pretraining.config import ConfigError
 from pretraining.multimodal_config import MultimodalRunConfig
 from pretraining.tasks.task import COUNT, SUM, Objective
@@ -48,6 +51,8 @@ class MultimodalObjective(Objective):
         anchored = not (alone or sharded or (self.aligned and runtime.kind == "xla"))
         self.inactive = Inactive(model.branches(), self.config.inactive, trunk=model.trunk(), anchored=anchored)
         self.inactive.watch(model)
+        self._norms, self._drift = BranchNorms(model, self.inactive.branches), Drift(self.inactive.branches)
+        self._used, self._logged = set[str](), False
 
     def branches(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Disjoint lists of what one modality alone owns; everything else is shared."""
@@ -73,6 +78,41 @@ class MultimodalObjective(Objective):
         assert self.inactive is not None
         anyone = None if self.aligned else lambda activity: runtime.max_over_ranks(activity)
         self.absent = self.inactive.drop(anyone)
+        self._used |= set(self.inactive.branches) - self.absent
+
+    def of_update(self, model: nn.Module, optimizer: AdamW, runtime: Runtime) -> dict[str, float]:
+        """Norms of gradients (before the clip) and of updates, by branch; how far idle branches moved since a log."""
+        assert self.inactive is not None
+        measured = {
+            id(weight): norm for weight, norm in zip(optimizer.guard.measured, optimizer.guard.norms, strict=True)
+        }
+        zero, weights = torch.zeros_like(optimizer.guard.norm), [weight.parameter for weight in self._norms.weights]
+        gradients = [measured.get(id(weight), zero) for weight in weights]
+        updates = [
+            _size(optimizer.last_update(weight), weight) if id(weight) in measured else zero for weight in weights
+        ]
+        drift = self._moved_while_idle()
+        values = torch.stack([*gradients, *updates, *drift.values()])
+        runtime.end_step()  # else the copies of branches would be in the next step's program
+        found = iter(values.tolist())
+        sizes = [next(found) for _ in gradients]
+        named = self._norms.named(sizes, self.absent)
+        moved = self._norms.named([next(found) for _ in updates], self.absent)
+        named |= {
+            name.replace("grad/", "update/", 1): value for name, value in moved.items() if name.startswith("grad/")
+        }
+        return named | {f"drift/[inactive]/{name}": next(found) for name in drift}
+
+    def _moved_while_idle(self) -> dict[str, torch.Tensor]:
+        """Of branches that no update has used since the last log; takes new copies of the others."""
+        assert self.inactive is not None
+        found: dict[str, torch.Tensor] = {}
+        if self._logged:
+            self._drift.note(set(self.inactive.branches) - self._used)
+            found = self._drift.measure()
+        self._drift.note(self.inactive.branches)
+        self._used, self._logged = set(), True
+        return found
 
     def example_batch(self, num_samples: int) -> ConversationBatch:
         """Rows of the first enabled modality: zeros for images, one answer token."""
@@ -98,3 +138,8 @@ class MultimodalObjective(Objective):
         return ConversationBatch(
             images=images, input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, rows=rows
         )
+
+
+def _size(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
+    """Norm of what this device has of a tensor that is split as `weight` is: float32 0-d, of the whole."""
+    return sum_over_shares(tensor.float().square().sum(), weight).sqrt()

@@ -31,7 +31,7 @@ class Objective(Protocol):
 
     def initialize(self, model: nn.Module) -> None:
         """Weights to start from instead of random ones, for a run that begins."""
-        return None
+        return
 
     def branches(self, model: nn.Module) -> Mapping[str, Sequence[nn.Parameter]]:
         """Parts that whole updates may leave without a gradient, by name; disjoint."""
@@ -39,7 +39,7 @@ class Objective(Protocol):
 
     def placed(self, model: nn.Module, runtime: Runtime) -> None:
         """The model is on its device, whole or in shares, and no step has been made."""
-        return None
+        return
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Scalar loss and further 0-d device tensors to log, of one batch; the same names on all ranks."""
@@ -47,14 +47,14 @@ class Objective(Protocol):
 
     def before_update(self, model: nn.Module, runtime: Runtime) -> None:
         """Between the last backward and the optimizer; every rank comes here at every update."""
-        return None
+        return
 
     def after_update(self, model: nn.Module, scalars: Mapping[str, Scalar]) -> None:
         """What follows an optimizer update within the step, such as an EMA teacher."""
-        return None
+        return
 
-    def of_update(self, model: nn.Module, optimizer: AdamW) -> dict[str, torch.Tensor]:
-        """What else is to be logged of the last update, 0-d, the same on all ranks; asked where logging is due."""
+    def of_update(self, model: nn.Module, optimizer: AdamW, runtime: Runtime) -> dict[str, float]:
+        """What else is to be logged of the last update, the same on all ranks; asked where logging is due."""
         return {}
 
     def example_batch(self, num_samples: int) -> Any:

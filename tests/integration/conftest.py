@@ -63,7 +63,9 @@ def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train(prepared_cache: Path) -> Train:
-    """`train(folder, *overrides, device='cpu', code=0, fault=None, transformers=False)` runs the smoke test."""
+    """`train(folder, *overrides, device='cpu', code=0, fault=None, transformers=False)` runs the smoke test, or
+    another configuration, given as `config`.
+    """
 
     def run(
         folder: Path,
@@ -72,12 +74,13 @@ def train(prepared_cache: Path) -> Train:
         code: int = 0,
         fault: str | None = None,
         transformers: bool = False,
+        config: Path = SMOKE,
     ) -> FinishedRun:
         module = "tests.integration.faulty_train" if fault else "pretraining.train"
+        ours = (f"data.cache_dir={prepared_cache}", "diagnostics.enabled=false") if config == SMOKE else ()
         command = [
-            sys.executable, "-m", module, str(SMOKE), "--device", device, f"output_dir={folder}",
-            f"data.cache_dir={prepared_cache}", "wandb.mode=disabled", "train.precision=fp32",
-            "diagnostics.enabled=false", *overrides,
+            sys.executable, "-m", module, str(config), "--device", device, f"output_dir={folder}",
+            "wandb.mode=disabled", "train.precision=fp32", *ours, *overrides,
         ]  # fmt: skip
         environment = {"OMP_NUM_THREADS": "1", "PJRT_DEVICE": "CPU", "FAULT": fault or "", **FAST_COMPILE}
         environment |= {} if transformers else LIGHT_IMPORTS

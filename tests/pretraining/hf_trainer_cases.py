@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from data_setup.neuro.collate import joined
 from oct_foundation.batch import ConversationBatch
@@ -23,6 +24,7 @@ from pretraining.hf_backend import arguments_for
 from pretraining.hf_trainer import DummyLossTrainer, MultimodalSettings, NumberedSamples, _Measured
 from tests.pretraining.hf_trainer_setup import (
     COLLATOR,
+    LAYOUTS,
     TOKENIZER,
     Listed,
     new_model,
@@ -289,10 +291,16 @@ def dummies(folder: Path) -> dict[str, Any]:
             "shape": list(value.shape),
             "device": str(value.device),
         }
-    try:
-        trainer._compute_dummy_gradient(trainer.model, "PET")
-    except ValueError as raised:
-        found["error"] = str(raised)
+    two = {name: layout for name, layout in LAYOUTS.items() if name != "dMRI"}
+    trainer = trainer_of(folder, ["T1"], MultimodalSettings(policy="tiny"), new_model(layouts=two))
+    only = trainer._compute_dummy_gradient(trainer.model, "T1").item()
+    found["two enabled"] = [only, TINY * sum(p.sum().item() for p in trainer.model.branches()["rsfMRI"])]
+    found["errors"] = []
+    for wrong in (("PET",), ("dMRI",), ("T1", ["rsFMRI"])):
+        try:
+            trainer._compute_dummy_gradient(trainer.model, *wrong)
+        except ValueError as raised:
+            found["errors"].append(str(raised))
     return found
 
 
@@ -320,7 +328,7 @@ def epochs_of_logs(folder: Path) -> dict[str, Any]:
         data_collator=COLLATOR,
         train_dataset=NumberedSamples(phantoms()),
         processing_class=TOKENIZER,
-        model_init=new_model,
+        model_init=lambda: new_model(),
     )
     trainer.train()
     return {"logs": logged(trainer), "config": trainer.model.config.to_dict()["width"]}
@@ -349,6 +357,7 @@ def refusals(folder: Path) -> dict[str, Any]:
         "torch_compile": {"torch_compile": True},
         "data_parallel": {"_n_gpu": 2},
         "find_unused": {"ddp_find_unused_parameters": False},
+        "dispatch": {"accelerator_config": AcceleratorConfig(dispatch_batches=True)},
     }.items():
         args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
         vars(args).update(change)

@@ -32,10 +32,10 @@ ENCODER = PromptEncoder(TOKENIZER, {name: layout.num_image_tokens for name, layo
 COLLATOR = ConversationCollator(ENCODER)
 
 
-def new_model(language: LanguageConfig | None = None) -> VisionLanguageModel:
+def new_model(language: LanguageConfig | None = None, layouts: dict[str, PatchLayout] = LAYOUTS) -> VisionLanguageModel:
     torch.manual_seed(0)
     config = VisionLanguageConfig(
-        modalities=LAYOUTS, language=language or LanguageConfig(width=32, num_heads=2), width=24, depth=1, num_heads=2
+        modalities=layouts, language=language or LanguageConfig(width=32, num_heads=2), width=24, depth=1, num_heads=2
     )
     tokens = TokenIds(vocabulary_size=len(TOKENIZER), image=image_token_ids(TOKENIZER), end=int(TOKENIZER.eos_token_id))
     return VisionLanguageModel(config, tokens)

@@ -216,7 +216,14 @@ def test_the_dummy_is_a_float32_scalar_of_what_a_batch_lacks(found, policy):
     assert [case["dtype"], case["shape"], case["device"]] == ["torch.float32", [], "cpu"]
     for value, tiny in (case["value"], case["one"]):
         assert value == pytest.approx(tiny if policy == "tiny" else 0.0, rel=1e-4)
-    assert "no branch for PET" in found["dummies"]["error"]
+
+
+def test_a_dummy_needs_names_of_modalities_and_leaves_out_what_is_switched_off(found):
+    case = found["dummies"]
+    assert case["two enabled"][0] == pytest.approx(case["two enabled"][1], rel=1e-4)
+    assert [error.split(";")[0] for error in case["errors"]] == [
+        f"the model has no branch for {name}" for name in ("PET", "dMRI", "rsFMRI")
+    ]
 
 
 def test_nan_is_not_averaged_away(found):
@@ -239,6 +246,7 @@ def test_logs_by_epoch_of_a_model_that_trainer_has_made(found):
         ("torch_compile", "one set of modalities"),
         ("data_parallel", "one process sees 2 GPUs"),
         ("find_unused", "ddp_find_unused_parameters is False"),
+        ("dispatch", "cuts every tensor of a batch alike"),
     ],
 )
 def test_backends_that_would_be_silently_wrong_are_refused(found, backend, words):

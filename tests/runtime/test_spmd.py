@@ -15,12 +15,14 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def oracle() -> dict:
+    """25 s of one core, most of it the compilation of the step."""
     command = [sys.executable, "-m", "tests.runtime.spmd_oracle"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_four_sharded_devices_take_the_steps_of_one_plain_cpu_on_the_union_of_their_batches(oracle):
     assert (oracle["cores"], oracle["world_size"]) == (4, 1)
     assert oracle["loss"] < 1e-4
@@ -28,11 +30,13 @@ def test_four_sharded_devices_take_the_steps_of_one_plain_cpu_on_the_union_of_th
     assert oracle["weights"] < 1e-4  # student, predictor and teacher, after 4 steps of up to 4e-4
 
 
+@pytest.mark.slow
 def test_weights_and_moments_stay_split_in_one_train_graph(oracle):
     assert oracle["not_split"] == []
     assert oracle["train_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_holds_whole_tensors_and_goes_on_unsharded_and_back(oracle):
     assert oracle["devices_in_checkpoint"] == ["cpu"]
     assert oracle["resumed_unsharded"] == 0.0
@@ -43,6 +47,7 @@ def test_a_sharded_checkpoint_holds_whole_tensors_and_goes_on_unsharded_and_back
     assert oracle["weights_after_resume"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_kernel_gets_each_devices_heads_where_they_divide_and_all_of_them_else(oracle):
     divides, does_not = oracle["split_by_hand"]
     assert divides["heads"] == 8 // 4
