@@ -59,6 +59,11 @@ class RunConfig:
         batch = dataclasses.replace(self.batch, per_core_batch_size=self.batch.per_core_batch_size * cores)
         return dataclasses.replace(self, batch=batch)
 
+    @property
+    def shape(self) -> str:
+        """The model and its input in a few words, for headlines."""
+        return self.task
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
         return to_yaml(self)

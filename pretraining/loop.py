@@ -161,7 +161,8 @@ def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
     compiled = (runtime.graphs_compiled() or 0) - (before or 0)
     run.train_graphs += compiled
     run.stopwatch.add("compile" if compiled else "step", time.perf_counter() - start)
-    if compiled and state.step > run.start_step + WARM_UP_STEPS:
+    expected = run.train_graphs <= run.task.objective.num_programs
+    if compiled and not expected and state.step > run.start_step + WARM_UP_STEPS:
         log.warning(
             "step %d: XLA compiled %d new program(s). Something in the step changed shape or was read by the host; "
             "PT_XLA_DEBUG_LEVEL=1 names the line",

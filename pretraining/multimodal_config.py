@@ -103,3 +103,10 @@ class MultimodalRunConfig(RunConfig):
     def network(self) -> VisionLanguageConfig:
         """The model's shape on these images."""
         return self.model.network({spec.name: spec.shape for spec in image_source(self.data).specs})
+
+    @property
+    def shape(self) -> str:
+        """The images and the sizes of tower and language model."""
+        images = ", ".join(f"{name} {list(layout.shape[1:])}" for name, layout in self.network.modalities.items())
+        language = self.model.hf_name or f"Llama of {self.model.language.depth} x {self.model.language.width}"
+        return f"tower {self.model.depth} x {self.model.width} ({images}), {language}"

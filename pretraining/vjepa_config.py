@@ -30,6 +30,11 @@ class VJEPARunConfig(RunConfig):
         MaskGenerator(self.grid, self.mask)  # raises where the ratio leaves no context or no target
 
     @property
+    def shape(self) -> str:
+        """`vit_small [64, 384, 384]`."""
+        return f"{self.model.preset} {list(self.model.image_size)}"
+
+    @property
     def grid(self) -> PatchGrid:
         """How a volume is cut into tokens."""
         return PatchGrid(image_size=self.model.image_size, patch_size=self.model.patch_size)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+_ONE_DTYPE = "octfm_sdpa"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
@@ -77,11 +79,11 @@ def build_network(config: LanguageConfig, vocabulary_size: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if config.name is None:
-        model = AutoModelForCausalLM.from_config(_tiny_llama(config, vocabulary_size), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(_tiny_llama(config, vocabulary_size), attn_implementation=_attention())
     else:
         _check_kind(config.name)
         # Weights stay float32 whatever the file holds: AdamW in pure bfloat16 does not move a weight of 1.0 at all.
-        model = AutoModelForCausalLM.from_pretrained(config.name, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(config.name, dtype=torch.float32, attn_implementation=_attention())
         if model.get_input_embeddings().num_embeddings < vocabulary_size:
             model.resize_token_embeddings(vocabulary_size)
     if config.gradient_checkpointing:
@@ -101,6 +103,26 @@ def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     earlier = places[:, None] >= places
     itself = places[:, None] == places
     return ((attention_mask[:, None, :] > 0) & earlier | itself).unsqueeze(1)
+
+
+def _attention() -> str:
+    """The name under which transformers finds torch's fused attention with queries, keys and values in one dtype.
+
+    Rotary positions leave queries and keys in float32 under bfloat16. Autocast mends that, but not XLA's, whose list
+    lacks scaled_dot_product_attention.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def in_one_dtype(
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
+    ) -> tuple[torch.Tensor, None]:
+        return sdpa_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, *rest, **named)
+
+    AttentionInterface.register(_ONE_DTYPE, in_one_dtype)
+    AttentionMaskInterface.register(_ONE_DTYPE, sdpa_mask)
+    return _ONE_DTYPE
 
 
 def _tiny_llama(config: LanguageConfig, vocabulary_size: int) -> object:

@@ -33,6 +33,11 @@ def recompute(networks: Iterable[nn.Module], remat: Remat) -> None:
             block.recomputed = remat == "all" or (remat == "alternate" and number % 2 == 0)
 
 
+def num_recomputed(depth: int, remat: Remat) -> int:
+    """How many of `depth` blocks `recompute` marks."""
+    return {"none": 0, "alternate": (depth + 1) // 2, "all": depth}[remat]
+
+
 def run_block(block: nn.Module, tokens: torch.Tensor, *arguments: Any) -> torch.Tensor:
     """block(tokens, *arguments), again in the backward where the block is marked and gradients are asked for."""
     if not (block.recomputed and torch.is_grad_enabled()):

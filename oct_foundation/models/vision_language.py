@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from oct_foundation.batch import ConversationBatch
 from oct_foundation.models.blocks import LAYER_NORM_EPS, build_blocks, initialize
 from oct_foundation.models.language import Images, LanguageConfig, LanguageModel
+from oct_foundation.models.remat import run_block
 from oct_foundation.models.volume_patches import PatchLayout, VolumeEmbedding, pool_tokens
 
 NO_ANSWER = -100  # the label of a token that is not to be predicted, as transformers has it
@@ -78,7 +79,7 @@ class VisionTower(nn.Module):
         """volume: float [n, *shape] of modality `name`, or None for one empty token. Returns float32 [n, N, E]."""
         tokens = self.embedding(name)(volume)
         for block in self.blocks:
-            tokens = block(tokens, None)
+            tokens = run_block(block, tokens, None)
         return self.norm(tokens)
 
 

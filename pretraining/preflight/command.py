@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
     from pretraining.preflight.run import Request, estimate
     from pretraining.preflight.suggest import suggest
     from pretraining.preflight.table import print_estimate
+    from pretraining.tasks.build import build_objective
 
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise ValueError(
@@ -93,20 +95,29 @@ def _preflight(arguments: argparse.Namespace) -> int:
         volumes=arguments.volumes,
     )
     try:
-        found = estimate(request)
-        answer: dict[str, Any] = found.to_dict()
         console = Console(width=None if sys.stdout.isatty() else 160)
-        print_estimate(found, console)
-        if arguments.suggest:
-            advice = suggest(request, found)
-            answer["suggestion"] = advice.to_dict()
-            console.print(advice.text, markup=False, highlight=False, soft_wrap=True)
+        kinds = build_objective(request.load()).kinds()
+        answers: dict[str, Any] = {}
+        verdicts = []
+        for kind in kinds:
+            keep = request.keep / kind if request.keep and kind else request.keep
+            one = replace(request, kind=kind, keep=keep)
+            found = estimate(one)
+            answer: dict[str, Any] = found.to_dict()
+            print_estimate(found, console)
+            if arguments.suggest:
+                advice = suggest(one, found)
+                answer["suggestion"] = advice.to_dict()
+                console.print(advice.text, markup=False, highlight=False, soft_wrap=True)
+            answers[kind] = answer
+            verdicts.append(found.verdict)
     except StageFailed as failed:
         print(f"octfm: {failed}", file=sys.stderr)
         return ExitCode.FAILED
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(answer, indent=1) + "\n")
-    return exit_code(found.verdict)
+        written = answers[kinds[0]] if len(kinds) == 1 else {"kinds": answers}
+        arguments.json.write_text(json.dumps(written, indent=1) + "\n")
+    return max(exit_code(verdict) for verdict in verdicts)
 
 
 def exit_code(verdict: "Verdict") -> ExitCode:

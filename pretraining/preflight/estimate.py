@@ -7,6 +7,7 @@ from typing import Any, Literal
 from oct_foundation.preflight.compile_program import Compiled
 from oct_foundation.preflight.roofline import Limit, Roofline, Work, roofline, usable_hbm_bytes
 from oct_foundation.preflight.topologies import Topology
+from pretraining.config import RunConfig
 from pretraining.preflight.trace import Trace, TracedProgram
 from pretraining.vjepa_config import VJEPARunConfig
 
@@ -57,13 +58,14 @@ class Figures:
 class Estimate:
     """What preflight found; every figure of one chip and one optimizer update, but where the name says otherwise."""
 
-    config: VJEPARunConfig
+    config: RunConfig
     topology: Topology
     trace: Trace
     compiled: Mapping[str, Compiled]
     """By the program's name; the programs of the update, and the largest of validation."""
     num_volumes: int | None = None
     num_volumes_from: str = ""
+    kind: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -176,8 +178,9 @@ class Estimate:
             "topology": self.topology.name,
             "chips": self.topology.num_chips,
             "chips_per_host": self.topology.chips_per_host,
-            "preset": config.model.preset,
-            "image_size": list(config.model.image_size),
+            "shape": config.shape,
+            "kind": self.kind,
+            **_vjepa_shape(config),
             "precision": config.train.precision,
             "sharding": config.train.sharding,
             "per_core_batch_size": trace.per_core_batch_size,
@@ -240,10 +243,19 @@ def _as_all_reduced(found: Compiled, num_chips: int) -> float:
     return sum(size * shares.get(kind, permute) for kind, size in found.hlo.collective_bytes.items())
 
 
-def training_volumes(config: VJEPARunConfig, given: int | None) -> tuple[int | None, str]:
+def _vjepa_shape(config: RunConfig) -> dict[str, Any]:
+    """Preset and image size, of a configuration that has them."""
+    if not isinstance(config, VJEPARunConfig):
+        return {}
+    return {"preset": config.model.preset, "image_size": list(config.model.image_size)}
+
+
+def training_volumes(config: RunConfig, given: int | None) -> tuple[int | None, str]:
     """How many volumes train, and who says so, as far as it is known without reading data."""
     if given is not None:
         return given, "--volumes"
+    if not isinstance(config, VJEPARunConfig):
+        return None, ""
     if config.data.max_samples is not None:
         return config.data.max_samples, "data.max_samples, if there are as many"
     if config.data.source == "phantom":

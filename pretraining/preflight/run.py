@@ -10,9 +10,9 @@ from pathlib import Path
 from oct_foundation.preflight.compile_program import Compiled
 from oct_foundation.preflight.stages import Stage, run_stages
 from oct_foundation.preflight.topologies import Topology
+from pretraining.config import RunConfig
 from pretraining.preflight.estimate import Estimate, training_volumes
 from pretraining.preflight.trace import Trace, TracedProgram, load_without_data
-from pretraining.vjepa_config import VJEPARunConfig
 
 Progress = Callable[[str], None]
 TRACE_MODULE = "pretraining.preflight.trace"
@@ -23,7 +23,9 @@ COMPILERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of preflight. keep: where programs and optimized HLO stay; volumes: that train, for how long."""
+    """What is asked of preflight. keep: where programs and optimized HLO stay; volumes: that train, for how long; kind:
+    of batches, where a task has several.
+    """
 
     config: Path
     overrides: tuple[str, ...]
@@ -32,8 +34,9 @@ class Request:
     progress: Progress
     keep: Path | None = None
     volumes: int | None = None
+    kind: str = ""
 
-    def load(self) -> VJEPARunConfig:
+    def load(self) -> RunConfig:
         """The configuration; raises ConfigError where it cannot run on the slice."""
         config = load_without_data(self.config, self.overrides)
         config.batch.accumulation(self.topology.num_chips)
@@ -57,16 +60,18 @@ def estimate(request: Request, *, validate: bool = True) -> Estimate:
         compiled=compiled,
         num_volumes=volumes,
         num_volumes_from=source,
+        kind=request.kind,
     )
 
 
 def run_trace(request: Request, folder: Path) -> Trace:
     """The trace of the configuration on every chip of the slice."""
     chips = request.topology.num_chips
-    request.progress(f"tracing the step of {request.config.name} on {chips} chips")
+    of_kind = f" with {request.kind}" if request.kind else ""
+    request.progress(f"tracing the step of {request.config.name}{of_kind} on {chips} chips")
     stage = Stage(
         module=TRACE_MODULE,
-        arguments=[str(folder), str(chips), str(request.config.resolve()), *request.overrides],
+        arguments=[str(folder), str(chips), request.kind, str(request.config.resolve()), *request.overrides],
         environment={"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(chips)},
         what="tracing",
     )

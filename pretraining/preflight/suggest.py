@@ -8,14 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_setup.masking import MaskGenerator
-from oct_foundation.models.flops import block_flops, step_flops
 from oct_foundation.models.remat import REMATS, Remat
-from oct_foundation.models.vjepa3d import PRESETS
 from oct_foundation.preflight.roofline import usable_hbm_bytes
 from pretraining.preflight.estimate import Estimate
 from pretraining.preflight.run import Request, estimate
-from pretraining.vjepa_config import VJEPARunConfig
+from pretraining.tasks.build import build_objective
 
 # Each takes a minute or two at [64, 384, 384].
 MAX_COMPILED = 6
@@ -79,7 +76,8 @@ def suggest(request: Request, found: Estimate) -> Advice:
     largest, tried = largest_that_fits(lambda batch: measure(batch, "none"), usable, max_measured=MAX_COMPILED)
     exact = largest == MAX_BATCH or largest + 1 in tried
     setting, batch, sizes = remat_that_fits(measure, usable, wanted=config.batch.per_core_batch_size, tried=tried)
-    extra = 0.0 if setting is None else remat_flops_share(config, setting)
+    objective = build_objective(config)
+    extra = 0.0 if setting is None else objective.remat_flops(setting, found.kind) / objective.sample_flops(found.kind)
     remat = RematAdvice(setting=setting, batch=batch, tried=sizes, extra=extra)
     text = f"{_batch_advice(found, largest, tried, exact)} {_remat_advice(remat, largest)}"
     return Advice(batch=largest, tried=tried, exact=exact, remat=remat, text=text)
@@ -153,23 +151,6 @@ def remat_that_fits(
             if _within(sizes[setting], usable):
                 return setting, batch, sizes
     return None, batch, sizes
-
-
-def remat_flops_share(config: VJEPARunConfig, setting: Remat) -> float:
-    """Operations that the setting adds to a step, over the step's own: the forward of each recomputed block once more.
-
-    Of 12 blocks `alternate` recomputes 6. The teacher keeps nothing for a backward, so it recomputes nothing.
-    """
-    masks, sizes = MaskGenerator(config.grid, config.mask), PRESETS[config.model.preset]
-    num_context, num_target = masks.num_context, masks.num_target
-
-    def recomputed(depth: int) -> int:
-        return {"none": 0, "alternate": (depth + 1) // 2, "all": depth}[setting]
-
-    extra = block_flops(num_context, sizes.width, recomputed(sizes.depth)) + block_flops(
-        num_context + num_target, sizes.predictor_width, recomputed(sizes.predictor_depth)
-    )
-    return extra / step_flops(config.model, num_context=num_context, num_target=num_target)
 
 
 def _batch_advice(found: Estimate, largest: int, tried: dict[int, int | None], exact: bool) -> str:

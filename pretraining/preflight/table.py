@@ -41,9 +41,9 @@ def print_estimate(found: Estimate, console: Console) -> None:
 
 def headline(found: Estimate) -> str:
     """The verdict in one line."""
-    model, place = found.config.model, f"{found.topology.name} ({found.topology.num_chips} chips)"
-    sizes = f"{model.preset} {list(model.image_size)}, {found.trace.per_core_batch_size} a chip"
-    what = f"{found.config.name}: {sizes}"
+    place = f"{found.topology.name} ({found.topology.num_chips} chips)"
+    kind = f", {found.kind}" if found.kind else ""
+    what = f"{found.config.name}{kind}: {found.config.shape}, {found.trace.per_core_batch_size} a chip"
     match found.verdict:
         case "DOES NOT COMPILE":
             return f"DOES NOT COMPILE  {what}, on {place}: {found.reason}"

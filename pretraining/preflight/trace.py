@@ -1,7 +1,8 @@
 """Traces the training step of a configuration as one chip of a slice runs it: programs and facts, into a folder.
 
-Runs as a process of its own, `python -m pretraining.preflight.trace FOLDER NUM_CHIPS CONFIG [key=value ...]`, since
-torch_xla fixes its devices at import. No data is read: the objective makes its own example batches.
+Runs as a process of its own, `python -m pretraining.preflight.trace FOLDER NUM_CHIPS KIND CONFIG
+[key=value ...]`, since torch_xla fixes its devices at import. No data is read: the
+objective makes its own example batches.
 """
 
 import gc
@@ -15,15 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_setup.masking import MaskGenerator
-from oct_foundation.models.flops import step_flops
 from oct_foundation.models.xla_attention import lowering_for_tpu
 from pretraining.assemble import build_state
-from pretraining.config import load_as
+from pretraining.config import RunConfig, load_config
+from pretraining.config_file import value_of
 from pretraining.step import train_step, validation_loss
+from pretraining.tasks.build import build_objective
 from pretraining.tasks.task import Objective
-from pretraining.tasks.vjepa_objective import VJEPAObjective
-from pretraining.vjepa_config import VJEPARunConfig
 
 if TYPE_CHECKING:
     from oct_foundation.preflight.capture import Program
@@ -78,12 +77,14 @@ class Trace:
         return cls(**found, programs=programs)
 
 
-def load_without_data(path: Path, overrides: Sequence[str]) -> VJEPARunConfig:
+def load_without_data(path: Path, overrides: Sequence[str]) -> RunConfig:
     """The configuration; a `data.root` that it leaves open is filled in, since nobody looks there."""
-    return load_as(VJEPARunConfig, path, [NO_DATA, *overrides])
+    if (value_of("task", path, overrides) or "vjepa") == "vjepa":
+        overrides = [NO_DATA, *overrides]
+    return load_config(path, overrides)
 
 
-def moments(config: VJEPARunConfig) -> dict[str, int]:
+def moments(config: RunConfig) -> dict[str, int]:
     """Steps whose scalars differ in kind: 0 and 1 would be compiled into a program that took them as numbers."""
     warmup = config.optim.warmup_steps
     end = max(TRACED_STEPS, 2 * (warmup + config.optim.decay_steps))
@@ -91,8 +92,11 @@ def moments(config: VJEPARunConfig) -> dict[str, int]:
     return {"the first step": 0, **in_warmup, "after warm-up": max(warmup, 1), "the last step": end}
 
 
-def trace(config: VJEPARunConfig, objective: Objective, num_chips: int, folder: Path) -> Trace:
-    """Writes NAME.hlo.pb and NAME.json of each distinct program and trace.json; returns the latter."""
+def trace(config: RunConfig, objective: Objective, num_chips: int, folder: Path, kind: str = "") -> Trace:
+    """Writes NAME.hlo.pb and NAME.json of each distinct program and trace.json; returns the latter.
+
+    kind: of batches, one of the objective's.
+    """
     from pretraining.preflight.tracing_runtime import expected_train_graphs, tracing_runtime
 
     start = time.monotonic()
@@ -105,7 +109,7 @@ def trace(config: VJEPARunConfig, objective: Objective, num_chips: int, folder: 
     updates: dict[str, list[str]] = {}
     for moment, step in steps.items():
         begun = len(recorder.runs)
-        batches = [objective.example_batch(num_samples) for _ in range(accumulation)]
+        batches = [objective.example_batch(num_samples, kind) for _ in range(accumulation)]
         train_step(
             objective,
             state.model,
@@ -120,12 +124,10 @@ def trace(config: VJEPARunConfig, objective: Objective, num_chips: int, folder: 
         updates[moment] = recorder.runs[begun:]
     runtime.phase = "validate"
     for _ in range(2):
-        two = [objective.example_batch(num_samples) for _ in range(2)]
+        two = [objective.example_batch(num_samples, kind) for _ in range(2)]
         validation_loss(objective, state.model, runtime, two, config.train.precision)
     first = next(iter(updates.values()))
     programs = _write(recorder.programs.values(), first, runtime.cores, folder)
-    masks = MaskGenerator(config.grid, config.mask)
-    volume_flops = step_flops(config.model, num_context=masks.num_context, num_target=masks.num_target)
     found = Trace(
         num_chips=num_chips,
         accumulation=accumulation,
@@ -138,7 +140,7 @@ def trace(config: VJEPARunConfig, objective: Objective, num_chips: int, folder: 
         trainable_parameters=sum(
             parameter.numel() for parameter in state.model.parameters() if parameter.requires_grad
         ),
-        model_flops=volume_flops * config.batch.per_core_batch_size * accumulation,
+        model_flops=objective.sample_flops(kind) * config.batch.per_core_batch_size * accumulation,
         seconds=time.monotonic() - start,
         versions={name: metadata.version(name) for name in ("torch", "torch_xla")},
         programs=programs,
@@ -170,10 +172,10 @@ def _write(
 
 def main(argv: Sequence[str]) -> None:
     """Writes the trace of a configuration's own objective."""
-    folder, num_chips, path, *overrides = argv
+    folder, num_chips, kind, path, *overrides = argv
     config = load_without_data(Path(path), overrides)
     with lowering_for_tpu():
-        trace(config, VJEPAObjective(config), int(num_chips), Path(folder))
+        trace(config, build_objective(config), int(num_chips), Path(folder), kind)
     sys.stdout.flush()
     os._exit(0)  # before anything can run what is still pending
 

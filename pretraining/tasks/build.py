@@ -5,7 +5,7 @@ from pathlib import Path
 from data_setup.index import PreparedSet
 from pretraining.config import RunConfig
 from pretraining.run_folder import RunFolder
-from pretraining.tasks.task import Task
+from pretraining.tasks.task import Objective, Task
 from pretraining.vjepa_config import VJEPARunConfig
 
 
@@ -33,3 +33,16 @@ def build_task(config: RunConfig, prepared: Path | None) -> Task:
 
     assert isinstance(config, MultimodalRunConfig)
     return MultimodalTask(config)
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """What a task trains, without its data."""
+    if isinstance(config, VJEPARunConfig):
+        from pretraining.tasks.vjepa_objective import VJEPAObjective
+
+        return VJEPAObjective(config)
+    from pretraining.multimodal_config import MultimodalRunConfig
+    from pretraining.tasks.multimodal_objective import MultimodalObjective
+
+    assert isinstance(config, MultimodalRunConfig)
+    return MultimodalObjective(config)

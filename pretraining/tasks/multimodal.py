@@ -70,9 +70,12 @@ class MultimodalTask:
         self, *, rank: int, world_size: int, start_step: int, num_steps: int
     ) -> Iterable[ConversationBatch]:
         """Micro-batches of this rank."""
+        sampler = self.sampler(rank, world_size)
+        if isinstance(sampler, AlignedSampler):
+            self.objective.num_programs = len(sampler.sets)
         self._batches = TrainBatches(
             self._train,
-            self.sampler(rank, world_size),
+            sampler,
             self.config.data.loader,
             start_step=start_step,
             num_steps=num_steps,

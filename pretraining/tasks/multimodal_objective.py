@@ -1,5 +1,7 @@
 """What the multi-modal trainer trains, without its data: vision tower, projector, language model, absent branches."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -7,6 +9,9 @@ from data_setup.neuro.modalities import MODALITIES, TEXT
 from data_setup.neuro.tokenizer import image_token_ids, load_tokenizer
 from oct_foundation.batch import ConversationBatch
 from oct_foundation.losses.inactive import TRUNK, Inactive
+from oct_foundation.models.compiled import compile_blocks
+from oct_foundation.models.flops import block_flops
+from oct_foundation.models.remat import Remat, num_recomputed, recompute
 from oct_foundation.models.vision_language import TokenIds, VisionLanguageModel
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.runtime.base import Runtime
@@ -40,11 +45,23 @@ class MultimodalObjective(Objective):
         tokens = TokenIds(
             vocabulary_size=len(self.tokenizer), image=image_token_ids(self.tokenizer), end=self.tokenizer.eos_token_id
         )
-        return VisionLanguageModel(self.config.network, tokens)
+        model = VisionLanguageModel(self.config.network, tokens)
+        recompute((model.vision_tower,), self.config.train.remat)
+        if self.config.train.compile:
+            compile_blocks((model.vision_tower,))
+        return model
 
     def placed(self, model: nn.Module, runtime: Runtime) -> None:
-        """Lists the branches, which sharding has replaced, and puts the dummy where this runtime needs one."""
+        """Lists the branches, which sharding has replaced, and puts the dummy where this runtime needs one.
+
+        Raises ConfigError where XLA would make a program of every mix of rows.
+        """
         assert isinstance(model, VisionLanguageModel)
+        if runtime.kind == "xla" and not self.aligned:
+            raise ConfigError(
+                f"data.sampling.mode={self.config.data.sampling.mode} mixes rows by chance, and XLA compiles a program "
+                "for every mix; set data.sampling.mode=aligned, one program for each set of modalities"
+            )
         alone = runtime.world_size * runtime.cores == 1
         sharded = self.config.train.sharding == "full"
         model.runs_absent = sharded and not self.aligned
@@ -114,12 +131,13 @@ class MultimodalObjective(Objective):
         self._used, self._logged = set(), True
         return found
 
-    def example_batch(self, num_samples: int) -> ConversationBatch:
-        """Rows of the first enabled modality: zeros for images, one answer token."""
-        return self.example_of((next(iter(self.config.network.modalities)),), num_samples)
+    def kinds(self) -> Sequence[str]:
+        """The sets of the aligned sampler: those that the configuration weighs, else each modality by itself."""
+        return tuple(self.config.data.sampling.weights) or tuple(self.config.network.modalities)
 
-    def example_of(self, chosen: tuple[str, ...], num_samples: int) -> ConversationBatch:
-        """Rows of the kinds `chosen` (none: text alone), shared out as the aligned sampler does."""
+    def example_batch(self, num_samples: int, kind: str = "") -> ConversationBatch:
+        """Rows of a set such as `T1` or `T1+dMRI`, shared out as the aligned sampler does it; zeros for images."""
+        chosen = (kind or self.kinds()[0]).split("+")
         network, length = self.config.network, self.config.data.max_length
         ids = image_token_ids(self.tokenizer)
         kinds = [name for name in MODALITIES if name in chosen] or [TEXT]
@@ -138,6 +156,22 @@ class MultimodalObjective(Objective):
         return ConversationBatch(
             images=images, input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, rows=rows
         )
+
+    def sample_flops(self, kind: str = "") -> float:
+        """The tower over the patches of an image, the mean of a set's kinds, and the language model over the row."""
+        network = self.config.network
+        language = block_flops(self.config.data.max_length, network.language.width, network.language.depth)
+        return 3 * (self._tower_flops(kind, network.depth) + language)
+
+    def remat_flops(self, remat: Remat, kind: str = "") -> float:
+        """Of the tower; the language model has a setting of its own (model.language.gradient_checkpointing)."""
+        return self._tower_flops(kind, num_recomputed(self.config.network.depth, remat))
+
+    def _tower_flops(self, kind: str, depth: int) -> float:
+        """A forward of so many blocks over one image, the mean of a set's kinds; text has none."""
+        network, chosen = self.config.network, (kind or self.kinds()[0]).split("+")
+        patches = [network.modalities[name].num_patches for name in chosen if name in network.modalities]
+        return sum(block_flops(number, network.width, depth) for number in patches) / len(chosen)
 
 
 def _size(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:

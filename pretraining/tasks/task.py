@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from oct_foundation.diagnostics.verdicts import Judgement
+from oct_foundation.models.remat import Remat
 from oct_foundation.optim.adamw import AdamW
 from oct_foundation.runtime.base import Runtime, Scalar
 from pretraining.run_folder import RunFolder
@@ -24,6 +25,7 @@ class Objective(Protocol):
     """A model and its loss."""
 
     finds_unused: bool = False  # whether DDP has to look for parameters that a step does not reach
+    num_programs: int = 1  # of a step, where XLA compiles: one for each kind of batch
 
     def build_model(self) -> nn.Module:
         """The model on the CPU, everything that is ever updated included, so that no rank can differ."""
@@ -57,8 +59,20 @@ class Objective(Protocol):
         """What else is to be logged of the last update, the same on all ranks; asked where logging is due."""
         return {}
 
-    def example_batch(self, num_samples: int) -> Any:
+    def kinds(self) -> Sequence[str]:
+        """Kinds of batches, each of which XLA makes a program of; as far as they are known without data."""
+        return ("",)
+
+    def example_batch(self, num_samples: int, kind: str = "") -> Any:
         """A batch on the CPU, with the shapes and dtypes that the loader gives, made without any data."""
+        ...
+
+    def remat_flops(self, remat: Remat, kind: str = "") -> float:
+        """Operations that `train.remat` adds to that: the forward of each recomputed block once more."""
+        ...
+
+    def sample_flops(self, kind: str = "") -> float:
+        """Operations of a training step for one sample of such a batch: multiply-add = 2, no credit for remat."""
         ...
 
 

@@ -10,8 +10,10 @@ from torch import nn
 from data_setup.loaders import jepa_batch
 from data_setup.masking import MaskGenerator
 from oct_foundation.batch import JEPABatch
+from oct_foundation.models.flops import block_flops, step_flops
+from oct_foundation.models.remat import Remat, num_recomputed
 from oct_foundation.models.vjepa2_weights import start_from_vjepa2
-from oct_foundation.models.vjepa3d import VJEPA3D
+from oct_foundation.models.vjepa3d import PRESETS, VJEPA3D
 from oct_foundation.runtime.base import Scalar
 from pretraining.config import ConfigError
 from pretraining.tasks.task import Objective
@@ -58,7 +60,7 @@ class VJEPAObjective(Objective):
         assert isinstance(model, VJEPA3D)
         model.update_teacher(scalars["ema_momentum"])
 
-    def example_batch(self, num_samples: int) -> JEPABatch:
+    def example_batch(self, num_samples: int, kind: str = "") -> JEPABatch:
         """Black volumes under masks of the configuration's, collated as the loader does it."""
         masks, rng = MaskGenerator(self.config.grid, self.config.mask), np.random.default_rng(0)
         view = np.zeros((1, *self.config.model.image_size), np.uint8)
@@ -68,3 +70,15 @@ class VJEPAObjective(Objective):
             views = {"context_view": view, "target_view": view}
             samples.append({**views, "context_idx": mask.context_idx, "target_idx": mask.target_idx})
         return jepa_batch(samples)
+
+    def sample_flops(self, kind: str = "") -> float:
+        """Of one volume."""
+        masks = MaskGenerator(self.config.grid, self.config.mask)
+        return step_flops(self.config.model, num_context=masks.num_context, num_target=masks.num_target)
+
+    def remat_flops(self, remat: Remat, kind: str = "") -> float:
+        """Of one volume. The teacher keeps nothing for a backward, so it recomputes nothing."""
+        masks, sizes = MaskGenerator(self.config.grid, self.config.mask), PRESETS[self.config.model.preset]
+        encoder = block_flops(masks.num_context, sizes.width, num_recomputed(sizes.depth, remat))
+        num_tokens = masks.num_context + masks.num_target
+        return encoder + block_flops(num_tokens, sizes.predictor_width, num_recomputed(sizes.predictor_depth, remat))

@@ -8,10 +8,10 @@ from pretraining.preflight.suggest import (
     MAX_BATCH,
     MAX_COMPILED,
     largest_that_fits,
-    remat_flops_share,
     remat_that_fits,
 )
 from pretraining.preflight.trace import load_without_data
+from pretraining.tasks.build import build_objective
 
 USABLE = 30_000
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -110,6 +110,8 @@ def test_what_remat_costs_is_the_forward_of_trained_blocks_once_more():
     context = 12 * (24 * 3686 * 384**2 + 4 * 3686**2 * 384)
     whole = 24 * 9216 * 384**2 + 4 * 9216**2 * 384
     step = 12 * whole + 3 * (context + 4 * whole)
-    assert remat_flops_share(config, "none") == 0
-    assert remat_flops_share(config, "all") == pytest.approx((context + 4 * whole) / step)
-    assert remat_flops_share(config, "alternate") == pytest.approx((context + 4 * whole) / 2 / step)
+    objective = build_objective(config)
+    assert objective.sample_flops() == pytest.approx(step)
+    assert objective.remat_flops("none") == 0
+    assert objective.remat_flops("all") == pytest.approx(context + 4 * whole)
+    assert objective.remat_flops("alternate") == pytest.approx((context + 4 * whole) / 2)
