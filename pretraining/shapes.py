@@ -183,7 +183,7 @@ def _model_rows(
     runtime.end_step()
     rows.row("patch tokens", seen["patch tokens"], [num_samples, config.grid.num_patches, width])
     rows.row("context tokens", seen["context tokens"], [num_samples, masks.num_context, width])
-    rows.row("target tokens", seen["target tokens"], [num_samples, config.grid.num_patches, width])
+    rows.row("target tokens", seen["target tokens"], [num_samples, masks.num_target, width])
     rows.row("targets", targets, [num_samples, masks.num_target, width])
     rows.row("predictions", predictions, [num_samples, masks.num_target, width])
     rows.row("loss", loss, [])

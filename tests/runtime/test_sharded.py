@@ -24,6 +24,7 @@ from pretraining.held_out import HeldOut
 from pretraining.observe import VJEPAObserver, movements
 from pretraining.state import TrainState
 from pretraining.step import train_step
+from pretraining.tasks.task import Objective
 from tests.integration.conftest import assert_states_equal
 
 MODEL = VJEPA3DConfig(image_size=(8, 32, 32), patch_size=(4, 8, 16), preset="vit_tiny")
@@ -34,7 +35,7 @@ SCALARS = {"learning_rate": 1e-3, "weight_decay": 0.04, "ema_momentum": 0.9}
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 
 
-class Latent:
+class Latent(Objective):
     """V-JEPA's objective without its configuration, whose imports (MONAI) cost each process 10 s."""
 
     def loss(self, model, batch):
