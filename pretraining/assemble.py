@@ -67,7 +67,7 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
         schedules = config.optim.schedules(total_steps)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if runtime.rank == 0 and (hint := config.optim.lagging_teacher(total_steps)):
+    if runtime.rank == 0 and (hint := config.hint(total_steps)):
         log.warning("%s", hint)
     checkpoints = open_checkpoints(job, runtime)
     newest = find_newest(checkpoints, runtime) if checkpoints and config.checkpoint.resume else None

@@ -64,6 +64,10 @@ class RunConfig:
         """The model and its input in a few words, for headlines."""
         return self.task
 
+    def hint(self, total_steps: int) -> str:
+        """What to say at the start of a run of so many updates; "" where there is nothing."""
+        return ""
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
         return to_yaml(self)

@@ -19,13 +19,13 @@ from oct_foundation.optim.schedules import Schedules
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.lifeline import Lifeline
-from oct_foundation.tracking.meters import MetricGuard, Stopwatch
+from oct_foundation.tracking.meters import Interval, MetricGuard, Stopwatch
 from oct_foundation.tracking.tracker import Tracker
 from pretraining.agreement import StopAgreement
 from pretraining.config import RunConfig
 from pretraining.state import TrainState
 from pretraining.step import train_step, validation_loss
-from pretraining.tasks.task import COUNT, SUM, Task, Watch
+from pretraining.tasks.task import Task, Watch, quotients
 
 # Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
 WARM_UP_STEPS = 2
@@ -92,7 +92,7 @@ def train(run: Run) -> None:
             num_steps=run.total_steps - state.step,
         )
     )
-    since = _Interval(step=state.step, samples=state.samples_seen)
+    since = Interval(step=state.step, samples=state.samples_seen)
     guard = MetricGuard(MISSED_INTERVALS * settings.log_every_steps, start_step=state.step)
     agreement = StopAgreement(runtime, state.step)
     if state.step == 0:
@@ -122,19 +122,6 @@ def train(run: Run) -> None:
             save(run)
         if code := agreement.at(state.step, _wish(run)):
             stop(run, code)
-
-
-@dataclass
-class _Interval:
-    """What has been logged last, for rates."""
-
-    step: int
-    samples: int
-    time: float = field(default_factory=time.perf_counter)
-    started_at: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started_at = self.step
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -172,14 +159,14 @@ def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
     return {"metrics": metrics, "scalars": scalars}
 
 
-def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]:
+def _log(run: Run, values: dict[str, Any], since: Interval) -> dict[str, float]:
     """Fetches the metrics of this step, averages the loss over ranks and hands everything to the tracker."""
     state, runtime = run.state, run.runtime
     with run.stopwatch.phase("step"):  # on XLA the device works until here
         fetched = runtime.fetch(values["metrics"])
         of_update = run.task.objective.of_update(state.model, state.optimizer, runtime)
     counts = {name: float(count * runtime.world_size) for name, count in run.task.input_counts().items()}
-    averaged = _quotients(runtime.mean_over_ranks(fetched | counts))  # a mean of world_size-fold counts is their sum
+    averaged = quotients(runtime.mean_over_ranks(fetched | counts))  # a mean of world_size-fold counts is their sum
     seconds = time.perf_counter() - since.time
     averaged |= of_update | values["scalars"]
     averaged["samples_per_sec"] = (state.samples_seen - since.samples) / seconds
@@ -202,15 +189,6 @@ def _log(run: Run, values: dict[str, Any], since: _Interval) -> dict[str, float]
     return named
 
 
-def _quotients(values: dict[str, float]) -> dict[str, float]:
-    """`sum/x` over `count/x` as `x`, left out where nothing was counted; everything else as it is."""
-    found = {name: value for name, value in values.items() if not name.startswith((SUM, COUNT))}
-    for name, count in values.items():
-        if name.startswith(COUNT) and count > 0:
-            found[name.removeprefix(COUNT)] = values[SUM + name.removeprefix(COUNT)] / count
-    return found
-
-
 def validate(run: Run) -> None:
     """Loss on the fixed validation batches, averaged over ranks; silent where there are none."""
     with run.stopwatch.phase("validation"), run.life.watchdog.phase("validation"):
@@ -218,7 +196,7 @@ def validate(run: Run) -> None:
         if not batches:
             return
         totals = validation_loss(run.task.objective, run.state.model, run.runtime, batches, run.config.train.precision)
-        averaged = _quotients(run.runtime.mean_over_ranks(run.runtime.fetch(totals)))
+        averaged = quotients(run.runtime.mean_over_ranks(run.runtime.fetch(totals)))
     named = {f"val/{name}": value for name, value in averaged.items()}
     run.last |= named
     if math.isfinite(averaged["loss"]):

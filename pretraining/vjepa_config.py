@@ -34,6 +34,10 @@ class VJEPARunConfig(RunConfig):
         """`vit_small [64, 384, 384]`."""
         return f"{self.model.preset} {list(self.model.image_size)}"
 
+    def hint(self, total_steps: int) -> str:
+        """Where the teacher would lag behind."""
+        return self.optim.lagging_teacher(total_steps)
+
     @property
     def grid(self) -> PatchGrid:
         """How a volume is cut into tokens."""

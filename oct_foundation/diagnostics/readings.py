@@ -70,7 +70,7 @@ class Thresholds:
     """
 
     pos_ratio: float = 1.0
-    centred_cos: float = 0.4
+    centred_cos: float = 0.25
     legible_more: float = 1.35
     spread: float = 1 / 3
     token_cosine: float = 0.98

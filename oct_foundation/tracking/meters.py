@@ -7,6 +7,7 @@ goes back; tests pass their own.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Clock = Callable[[], float]
@@ -77,3 +78,16 @@ class MetricGuard:
             f"no {self._prefix} metrics since step {self._last_step}, training is at step {step}: "
             "the loop runs, its record does not"
         )
+
+
+@dataclass
+class Interval:
+    """What has been logged last, for rates."""
+
+    step: int
+    samples: int
+    time: float = field(default_factory=time.perf_counter)
+    started_at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_at = self.step

@@ -21,6 +21,15 @@ from pretraining.state import TrainState
 SUM, COUNT = "sum/", "count/"
 
 
+def quotients(values: dict[str, float]) -> dict[str, float]:
+    """`sum/x` over `count/x` as `x`, left out where nothing was counted; everything else as it is."""
+    found = {name: value for name, value in values.items() if not name.startswith((SUM, COUNT))}
+    for name, count in values.items():
+        if name.startswith(COUNT) and count > 0:
+            found[name.removeprefix(COUNT)] = values[SUM + name.removeprefix(COUNT)] / count
+    return found
+
+
 class Objective(Protocol):
     """A model and its loss."""
 

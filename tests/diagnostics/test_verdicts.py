@@ -194,9 +194,9 @@ def test_thresholds_move_the_verdict():
     ("cosines", "legible", "verdict"),
     [
         ((0.0, 0.5, 0.5), (0.2, 0.2, 0.2), "LEARNING"),
-        ((0.0, 0.3, 0.3), (0.2, 0.2, 0.2), "NOT LEARNING"),
+        ((0.0, 0.2, 0.2), (0.2, 0.2, 0.2), "NOT LEARNING"),
         ((0.0, 0.5, 0.5), (0.2, 0.1, 0.1), "LEARNING"),  # runs that gained lost some of it
-        ((0.0, 0.3, 0.3), (0.2, 0.1, 0.1), "NOT LEARNING"),
+        ((0.0, 0.2, 0.2), (0.2, 0.1, 0.1), "NOT LEARNING"),
         ((0.0, -0.1, -0.1), (0.2, 0.3, 0.3), "LEARNING"),  # a predictor that was taught nonsense
         ((0.0, 0.5, 0.5), (-0.1, 0.2, 0.2), "LEARNING"),  # no measure: random features said nothing
     ],
