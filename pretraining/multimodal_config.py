@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from data_setup.loaders import LoaderSettings
 from data_setup.neuro.open_data import NeuroDataSettings, image_source
-from oct_foundation.losses.inactive import Policy
+from oct_foundation.losses.inactive import Policy, drift_warning
 from oct_foundation.models.language import LanguageConfig
 from oct_foundation.models.vision_language import VisionLanguageConfig
 from oct_foundation.models.volume_patches import PatchLayout
@@ -103,6 +103,11 @@ class MultimodalRunConfig(RunConfig):
     def network(self) -> VisionLanguageConfig:
         """The model's shape on these images."""
         return self.model.network({spec.name: spec.shape for spec in image_source(self.data).specs})
+
+    def hint(self, total_steps: int) -> str:
+        """How far absent branches will move, under the policies that move them."""
+        optim = self.optim
+        return drift_warning(self.inactive, learning_rate=optim.base_lr, eps=optim.eps, weight_decay=optim.weight_decay)
 
     @property
     def shape(self) -> str:

@@ -29,7 +29,7 @@ class MultimodalObjective(Objective):
     """
 
     def __init__(self, config: MultimodalRunConfig) -> None:
-        self.config = config
+        self.config, self.network = config, config.network
         self.aligned = config.data.sampling.mode == "aligned"
         try:
             self.tokenizer = load_tokenizer(config.model.hf_name)
@@ -45,7 +45,7 @@ class MultimodalObjective(Objective):
         tokens = TokenIds(
             vocabulary_size=len(self.tokenizer), image=image_token_ids(self.tokenizer), end=self.tokenizer.eos_token_id
         )
-        model = VisionLanguageModel(self.config.network, tokens)
+        model = VisionLanguageModel(self.network, tokens)
         recompute((model.vision_tower,), self.config.train.remat)
         if self.config.train.compile:
             compile_blocks((model.vision_tower,))
@@ -83,7 +83,7 @@ class MultimodalObjective(Objective):
         found = model(batch.images, batch.input_ids, batch.attention_mask, batch.labels, batch.rows)
         zero = torch.zeros((), device=found.loss.device)
         extra: dict[str, torch.Tensor] = {}
-        for name in (*self.config.network.modalities, TEXT):
+        for name in (*self.network.modalities, TEXT):
             extra[f"{SUM}loss/{name}"] = found.sums.get(name, zero)
             extra[f"{COUNT}loss/{name}"] = zero + float(found.counts.get(name, 0))
         if self.inactive is not None and self.inactive.dummy_loss is not None:
@@ -133,12 +133,12 @@ class MultimodalObjective(Objective):
 
     def kinds(self) -> Sequence[str]:
         """The sets of the aligned sampler: those that the configuration weighs, else each modality by itself."""
-        return tuple(self.config.data.sampling.weights) or tuple(self.config.network.modalities)
+        return tuple(self.config.data.sampling.weights) or tuple(self.network.modalities)
 
     def example_batch(self, num_samples: int, kind: str = "") -> ConversationBatch:
         """Rows of a set such as `T1` or `T1+dMRI`, shared out as the aligned sampler does it; zeros for images."""
         chosen = (kind or self.kinds()[0]).split("+")
-        network, length = self.config.network, self.config.data.max_length
+        network, length = self.network, self.config.data.max_length
         ids = image_token_ids(self.tokenizer)
         kinds = [name for name in MODALITIES if name in chosen] or [TEXT]
         whole, rest = divmod(num_samples, len(kinds))
@@ -159,17 +159,17 @@ class MultimodalObjective(Objective):
 
     def sample_flops(self, kind: str = "") -> float:
         """The tower over the patches of an image, the mean of a set's kinds, and the language model over the row."""
-        network = self.config.network
+        network = self.network
         language = block_flops(self.config.data.max_length, network.language.width, network.language.depth)
         return 3 * (self._tower_flops(kind, network.depth) + language)
 
     def remat_flops(self, remat: Remat, kind: str = "") -> float:
         """Of the tower; the language model has a setting of its own (model.language.gradient_checkpointing)."""
-        return self._tower_flops(kind, num_recomputed(self.config.network.depth, remat))
+        return self._tower_flops(kind, num_recomputed(self.network.depth, remat))
 
     def _tower_flops(self, kind: str, depth: int) -> float:
         """A forward of so many blocks over one image, the mean of a set's kinds; text has none."""
-        network, chosen = self.config.network, (kind or self.kinds()[0]).split("+")
+        network, chosen = self.network, (kind or self.kinds()[0]).split("+")
         patches = [network.modalities[name].num_patches for name in chosen if name in network.modalities]
         return sum(block_flops(number, network.width, depth) for number in patches) / len(chosen)
 

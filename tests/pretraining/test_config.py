@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.config import ConfigError, RunConfig, load_config
+from pretraining.config import ConfigError, RunConfig, load_as, load_config
+from pretraining.multimodal_config import MultimodalRunConfig
+from pretraining.vjepa_config import VJEPARunConfig
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMOKE = PROJECT / "configs" / "smoke_test.yaml"
@@ -133,3 +135,41 @@ def test_a_teacher_that_averages_over_most_of_the_run_is_spoken_of(momentum, ste
     assert bool(hint) == bool(says)
     if hint:
         assert "about 0.99 gives" in hint
+
+
+UMBRELLA = PROJECT / "configs" / "umbrella_llava_train.yaml"
+
+
+def test_task_chooses_what_a_file_may_say(tmp_path):
+    config = load_config(UMBRELLA, [f"output_dir={tmp_path}"])
+    assert isinstance(config, MultimodalRunConfig)
+    assert load_config(SMOKE).task == "vjepa"
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+    with pytest.raises(ConfigError, match=r"unknown key 'mask'"):
+        load_config(UMBRELLA, ["mask.ratio=0.6"])
+    with pytest.raises(ConfigError, match=r"task is 'vjepe'; allowed: vjepa, multimodal"):
+        load_config(SMOKE, ["task=vjepe"])
+
+
+def test_a_command_for_one_task_refuses_the_configuration_of_another():
+    with pytest.raises(ConfigError, match="another task's configuration than task: multimodal"):
+        load_as(VJEPARunConfig, UMBRELLA)
+
+
+def test_patches_that_do_not_divide_an_image_are_refused_with_sizes_that_fit():
+    with pytest.raises(ConfigError, match=r"model\.T1: patch_size \[10, 8, 8\].* 8 or 16"):
+        load_config(UMBRELLA, ["model.T1.patch_size=[10,8,8]"])
+
+
+def test_policies_that_move_absent_branches_say_how_far():
+    assert load_config(UMBRELLA).hint(100) == ""
+    assert "times its norm" in load_config(UMBRELLA, ["inactive=tiny"]).hint(100)
+    assert "decay takes" in load_config(UMBRELLA, ["inactive=zero"]).hint(100)
+
+
+def test_a_rank_that_feeds_four_devices_is_one_device_with_four_times_the_batch():
+    config = config_with(global_batch_size=16, per_core_batch_size=2)
+    fed = config.fed_by_rank(4)
+    assert fed.batch.per_core_batch_size == 8
+    assert fed.batch.accumulation(1) == config.batch.accumulation(4) == 2
