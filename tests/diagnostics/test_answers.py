@@ -4,10 +4,11 @@ from oct_foundation.diagnostics.answers import Answered, commonest, judge_answer
 
 
 def answered(kind: str, right: int, wrong: int, *, reference: str = "left", said: str = "right") -> list[Answered]:
+    texts = [said] * wrong + [reference] * right
     return [
-        Answered(kind=kind, subject=f"{kind}-{reference}-{n}", reference=reference, generated=said if n < wrong else reference)
-        for n in range(right + wrong)
-    ]  # fmt: skip
+        Answered(kind=kind, subject=f"{kind}-{reference}-{number}", reference=reference, generated=text)
+        for number, text in enumerate(texts)
+    ]
 
 
 def test_accuracy_majority_and_gain_by_hand():
