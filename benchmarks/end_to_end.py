@@ -26,6 +26,7 @@ import torch
 from benchmarks.processes import cpu_seconds
 from benchmarks.recipes import SMOKE
 from benchmarks.report import median, print_report
+from benchmarks.step import Case
 from data_setup.index import PreparedSet
 from data_setup.phantom_benchmark import BenchmarkSettings, write_benchmark
 from oct_foundation.checkpoints.manager import new_attempt
@@ -51,19 +52,6 @@ RESULT = "end_to_end.json"
 PHASES = ("step", "data_wait", "logging", "checkpoint", "compile", "other")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One shape: voxels [D, H, W] and volumes per step."""
-
-    image_size: tuple[int, int, int]
-    batch_size: int
-
-    @property
-    def name(self) -> str:
-        """As it stands in the report."""
-        return f"{list(self.image_size)} x {self.batch_size}"
 
 
 @dataclass(frozen=True, kw_only=True)

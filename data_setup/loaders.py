@@ -91,7 +91,7 @@ class TrainBatches:
         make_batch: MakeBatch | None = None,
     ) -> None:
         self._sampler, self._settings = sampler, settings
-        self._make_batch = make_batch or jepa_batch_and_replaced
+        self._make_batch = make_batch or _jepa_batch
         self._dataset = WatchedDataset(dataset, settings.num_workers)
         self._start_step, self._num_steps = start_step, num_steps
         self._done = 0  # micro-batches handed out
@@ -136,7 +136,7 @@ class TrainBatches:
             batch_sampler=_Remaining(self._sampler, self._start_step, self._num_steps, self._done),
             collate_fn=self._make_batch,
             num_workers=workers,
-            multiprocessing_context=_fork_server() if workers else None,
+            multiprocessing_context=_fork_server(self._make_batch) if workers else None,
             prefetch_factor=self._settings.prefetch_factor if workers else None,
             timeout=_POLL_S if workers else 0,
             worker_init_fn=_start_worker,
@@ -184,12 +184,12 @@ class _Remaining:
         return self._num_steps * self._sampler.grad_accum_steps - self._done
 
 
-def _fork_server() -> BaseContext:
+def _fork_server(make_batch: MakeBatch) -> BaseContext:
     """Where workers come from. A fork after an accelerator's client has started is unsafe; this server was clean when
-    it began. It imports MONAI once: 9 s of a core, which each worker would spend on its own.
+    it began. For views of volumes it imports MONAI once: 9 s of a core, which each worker would spend on its own.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "data_setup.transforms"])
+    context.set_forkserver_preload(["__main__", *(["data_setup.transforms"] if make_batch is _jepa_batch else [])])
     return context
 
 
@@ -202,9 +202,17 @@ def _start_worker(_worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def jepa_batch_and_replaced(samples: Sequence[dict[str, Any]]) -> _Made:
+def _jepa_batch(samples: Sequence[dict[str, Any]]) -> _Made:
     """The batch, and for each sample that is not the planned one the ids of the volumes that could not be read."""
     return jepa_batch(list(samples)), [sample["replaced"] for sample in samples if sample["replaced"]]
+
+
+def input_counts(batches: TrainBatches | None) -> dict[str, int]:
+    """Samples that came from another file than planned, and restarts of the workers; 0 before there are batches."""
+    return {
+        "replaced_samples": batches.num_replaced if batches else 0,
+        "loader_restarts": batches.num_restarts if batches else 0,
+    }
 
 
 def jepa_batch(samples: list[dict[str, Any]]) -> JEPABatch:

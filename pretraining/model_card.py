@@ -16,9 +16,9 @@ from pretraining.encoder_file import PREDICTOR, SavedWeights
 from pretraining.label_table import PHANTOMS
 from pretraining.report.facts import facts_of
 from pretraining.report.gather import RunRecord, gather
-from pretraining.report.page import judgement_of
 from pretraining.report.probe_files import newest_of_each
 from pretraining.report.probe_table import ProbeGroup, groups_of
+from pretraining.report.verdict import judgement_of
 
 _TEMPLATE = "model_card.md.jinja"
 # What a reader can do something with, of the dozens that a checkpoint holds.

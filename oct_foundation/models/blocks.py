@@ -30,7 +30,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream keeps the dtype it came with (fp32).
 
-    recomputed: whether its activations are kept for the backward (remat.py).
+    recomputed: whether its activations are thrown away and computed again in the backward (remat.py).
     """
 
     recomputed: bool = False

@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from pretraining.report.gather import gather
-    from pretraining.report.page import judgement_of, write_page
+    from pretraining.report.page import write_page
+    from pretraining.report.verdict import judgement_of
 
     target: Path = arguments.out or arguments.run / "report.html"
     run = gather(arguments.run)

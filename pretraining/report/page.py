@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from data_setup.errors import MEANING, REMEDY, Reason
 from oct_foundation.diagnostics.findings import Finding
-from oct_foundation.diagnostics.verdicts import Judgement, judge
+from oct_foundation.diagnostics.verdicts import Judgement
 from pretraining.report.curves import Curve, draw, style_of
 from pretraining.report.ending import ending_of
 from pretraining.report.facts import facts_of
@@ -24,6 +24,7 @@ from pretraining.report.gather import RunRecord
 from pretraining.report.pictures import show, similarity_gradient
 from pretraining.report.probe_files import ProbeFile, newest_of_each
 from pretraining.report.probe_table import ProbeGroup, groups_of
+from pretraining.report.verdict import meaning_of
 
 _TEMPLATE = "page.html.jinja"
 _PHASES = {
@@ -36,38 +37,6 @@ _PHASES = {
     "diagnostics": "readings of the network",
     "other": "other",
 }
-# What a verdict means to somebody who wants to use the encoder, and its colour on the page.
-_VERDICTS = {
-    "LEARNING": (
-        "good",
-        "The network describes different scans differently, and predicts hidden parts of a scan from the rest of it. "
-        "How useful that is, the probes below say.",
-    ),
-    "NOT LEARNING": (
-        "warn",
-        "What the network predicts hardly depends on the scan, or nothing in it moves any more; the reasons say which. "
-        "Do not use this encoder.",
-    ),
-    "COLLAPSED": (
-        "bad",
-        "The network describes all scans nearly alike. Its loss is low because that is easily predicted. "
-        "Do not use this encoder, and do not go on from its checkpoints.",
-    ),
-    "CANNOT TELL": (
-        "open",
-        "The readings are too few, or contradict each other. The run may be good or bad: nothing here says which.",
-    ),
-}
-
-
-def judgement_of(run: RunRecord) -> Judgement:
-    """What the running job would have said after the newest reading, which knows the plan of the run."""
-    warmup = run.planned("warmup_steps")
-    if warmup is None:
-        setting = run.setting("optim", "warmup_steps")
-        warmup = setting if isinstance(setting, int) else 0
-    total = run.planned("total_steps") or ending_of(run).total or 0
-    return judge(run.readings, warmup_steps=warmup, total_steps=total)
 
 
 def write_page(run: RunRecord, judgement: Judgement, target: Path) -> None:
@@ -87,7 +56,7 @@ def render(run: RunRecord, judgement: Judgement) -> str:
     notes = list(run.notes)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("pretraining.report").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    colour, meaning = _VERDICTS[judgement.verdict]
+    colour, meaning = meaning_of(run, judgement.verdict)
     ending = ending_of(run)
     pictures = show(run.pictures, notes)
     return template.render(

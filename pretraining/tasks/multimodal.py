@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from data_setup.loaders import TrainBatches
+from data_setup.loaders import TrainBatches, input_counts
 from data_setup.neuro.collate import ConversationCollator
 from data_setup.neuro.conversations import Conversation
 from data_setup.neuro.dataset import ConversationDataset
@@ -85,9 +85,7 @@ class MultimodalTask:
 
     def input_counts(self) -> dict[str, int]:
         """Samples of this rank that came from another file than planned, and restarts of its loader."""
-        if self._batches is None:
-            return {"replaced_samples": 0, "loader_restarts": 0}
-        return {"replaced_samples": self._batches.num_replaced, "loader_restarts": self._batches.num_restarts}
+        return input_counts(self._batches)
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[ConversationBatch]:
         """Held-out questions, each kind in batches of its own; the last of a kind is filled by repetition."""

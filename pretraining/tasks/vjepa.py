@@ -8,7 +8,7 @@ from torch import nn
 from data_setup.datasets import PreparedVolumes, VolumeDataset
 from data_setup.epoch_order import Balanced, EpochOrder, Shuffled
 from data_setup.index import PreparedSet
-from data_setup.loaders import TrainBatches, validation_batches
+from data_setup.loaders import TrainBatches, input_counts, validation_batches
 from data_setup.masking import MaskGenerator
 from data_setup.sampler import ShardedBatchSampler
 from oct_foundation.batch import JEPABatch
@@ -65,9 +65,7 @@ class VJEPATask:
 
     def input_counts(self) -> dict[str, int]:
         """Samples of this rank that came from another volume than planned, and restarts of its loader."""
-        if self._batches is None:
-            return {"replaced_samples": 0, "loader_restarts": 0}
-        return {"replaced_samples": self._batches.num_replaced, "loader_restarts": self._batches.num_restarts}
+        return input_counts(self._batches)
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[JEPABatch]:
         """Fixed volumes with fixed masks, without augmentation."""

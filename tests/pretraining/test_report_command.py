@@ -239,3 +239,18 @@ def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
     page = page_of(run)
     assert len(page.encode()) < 2e6
     assert page.count("<img") == 4 * 6  # four volumes: scan, mask, and two readings of features and of prediction
+
+
+def test_a_multi_modal_run_is_judged_by_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its record has none of the readings of an encoder, which would say CANNOT TELL in words of another task."""
+    answered = {"accuracy": 0.9, "majority": 0.5, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "questions": 80.0}
+    lines = [
+        {"step": 0, "time": 1.0, "diag/accuracy/T1": 0.0},
+        {"step": 50, "time": 2.0, **{f"diag/{name}/T1": value for name, value in answered.items()}},
+    ]
+    run = write_run(tmp_path / "run", lines)
+    (run / "config.yaml").write_text("task: multimodal\nname: brains\n")
+    page = page_of(run, "--strict")
+    assert capsys.readouterr().out.startswith("LEARNING: T1: 90.0% of 80 held-out answers are right, 50.0% would be")
+    assert "Held-out questions of every kind are answered better" in page
+    assert "hidden parts of a scan" not in page
