@@ -1,4 +1,4 @@
-"""A NIfTI file (.nii, .nii.gz) -> verified volume [D, H, W]. The only file that knows nibabel.
+"""A NIfTI file (.nii, .nii.gz) -> verified volume [D, H, W]. The only OCT reader that knows nibabel.
 
 NIfTI has no convention for OCT: its affine speaks of a head in a scanner. A numpy [D, H, W] written by SimpleITK, ITK
 or C code has x = lateral, y = depth, z = B-scan, so the array as nibabel shows it, [W, H, D], is transposed and never

@@ -150,7 +150,6 @@ def test_images_beside_the_xml(export: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_nifti(test_data: Path, tmp_path: Path, packed: bool) -> None:
-    pytest.importorskip("nibabel", reason="NIBABEL ABSENT (pip install 'octfm[formats]'): its formats were NOT tested")
     data = (test_data / "mri" / "anatomical.nii").read_bytes()
     run(
         read_nifti,

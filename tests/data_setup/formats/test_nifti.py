@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -12,9 +13,6 @@ from data_setup.errors import BadFile, Reason
 from data_setup.formats.nifti import read_nifti
 from data_setup.volume import ReadOptions
 
-nib = pytest.importorskip(
-    "nibabel", reason="NIBABEL ABSENT (pip install 'octfm[formats]'): its formats were NOT tested"
-)
 STRICT = ReadOptions()
 SPACING = (0.12, 0.0039, 0.0117)  # mm, [D, H, W]
 
