@@ -37,6 +37,7 @@ from oct_foundation.runtime.select import launch
 from oct_foundation.tracking.tracker import FanOut
 from pretraining.assemble import Job, assemble, build_state
 from pretraining.config import load_as
+from pretraining.diagnose import Diagnostics
 from pretraining.loop import Run, train
 from pretraining.rank import make_tracker, set_up_logging
 from pretraining.run_folder import RunFolder
@@ -168,6 +169,9 @@ class Turns:
             self.bare = self.bare or Bare(run=self.run, num_steps=2 * log_every)
             self.bare.time()
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Nothing of time in it."""
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Nothing is open."""
 
@@ -256,19 +260,19 @@ def worker(runtime: Runtime, job: Job) -> int:
     run = assemble(job, runtime, life, trackers)
     train(run)
     assert run.saver is not None
-    assert run.diagnostics is not None
+    assert isinstance(run.watch, Diagnostics)
     assert turns[0].bare is not None
     run.saver.close()
     run.tracker.finish({})
     life.close()
-    readings = [reading.step for reading in run.diagnostics.readings]
+    readings = [reading.step for reading in run.watch.readings]
     noted = {
         "stretches": [asdict(cost) for cost in turns[0].stretches],
         "saved": turns[0].saved,
         "bare_wall_s": turns[0].bare.wall_s,
         "bare_cpu_s": turns[0].bare.cpu_s,
         "reading_s": run.stopwatch.split()["diagnostics"] / len(readings),
-        "reading_every_steps": run.diagnostics.every_steps,
+        "reading_every_steps": run.watch.every_steps,
         "save_stall_s": run.saver.stall_s,
         "train_graphs": run.train_graphs,
     }

@@ -34,6 +34,13 @@ from pretraining.vjepa_config import VJEPARunConfig
 COMPILED = " compiled"
 NAMES = ("peer", f"peer{COMPILED}", "ours rotary", f"ours rotary{COMPILED}", "ours sincos", f"ours sincos{COMPILED}")
 SAME = NAMES[:4]  # they compute the same, from the same weights
+# Ratios above 1 are our lead in time; those of memory are our share of the peer's.
+COMPARED = {
+    "time": "step_s",
+    "processor time": "processor_s",
+    "memory": "peak_memory_mib",
+    "memory above imports": "above_imports_mib",
+}
 NUM_COMPARED = 3  # first steps whose losses must agree
 HIDDEN_SHARE = 0.6
 MAX_NORM, LEARNING_RATE, WEIGHT_DECAY, MOMENTUM = 1.0, 1e-4, 0.05, 0.996
@@ -187,22 +194,26 @@ def time_case(
     return durations
 
 
-def memory_of(name: str, case: Case, device_type: str) -> float | None:
-    """Peak MiB of two steps, in a process of its own: resident size on a CPU, allocated by torch on CUDA."""
-    device = torch.device(device_type)
+def memory_of(name: str, case: Case, device_type: str) -> tuple[float, float] | None:
+    """Peak MiB of two steps in a process of its own, and how much of it lies above what the imports took.
+
+    Resident size on a CPU, allocated by torch on CUDA; None where the system does not tell.
+    """
+    device, imported = torch.device(device_type), peak_memory_mib()
     contestant, batch = contestant_of(name, case, device), case.batch(device)
     for _ in range(2):
         contestant(batch)
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return peak_memory_mib()
+        return (torch.cuda.max_memory_allocated() / 2**20,) * 2
+    peak = peak_memory_mib()
+    return None if peak is None or imported is None else (peak, peak - imported)
 
 
-def peak_memory(name: str, case: Case, device: torch.device) -> int | None:
-    """`memory_of` in a fresh process, since a process's peak never falls again."""
+def peak_memory(name: str, case: Case, device: torch.device) -> dict[str, int]:
+    """`memory_of` in a fresh process, since a process's peak never falls again; empty where nobody tells."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         peak = pool.submit(memory_of, name, case, device.type).result()
-    return None if peak is None else round(peak)
+    return {} if peak is None else {"peak_memory_mib": round(peak[0]), "above_imports_mib": round(peak[1])}
 
 
 def volume_flops(config: VJEPA3DConfig) -> float:
@@ -212,9 +223,7 @@ def volume_flops(config: VJEPA3DConfig) -> float:
     return step_flops(config, num_context=num_tokens - num_target, num_target=num_target)
 
 
-def figures_of(
-    name: str, case: Case, device: torch.device, durations: list[tuple[float, float]]
-) -> dict[str, float | None]:
+def figures_of(name: str, case: Case, device: torch.device, durations: list[tuple[float, float]]) -> dict[str, float]:
     """What a contestant did in a case."""
     wall, spent = ([pair[index] for pair in durations] for index in (0, 1))
     rate = case.batch_size / median(wall)
@@ -225,7 +234,7 @@ def figures_of(
         "slowest_step_s": float(f"{max(wall):.4g}"),
         "processor_s": median(spent),
         "gflop_per_s": round(rate * volume_flops(case.config(name)) / 1e9, 1),
-        "peak_memory_mib": peak_memory(name, case, device),
+        **peak_memory(name, case, device),
     }
 
 
@@ -248,12 +257,12 @@ def main() -> None:
         for name, figure in found.items():
             figures[f"{case.name}: {name}"] = figure
             print(f"{case.name:22} {name:21} {figure}", flush=True)
-            for of, key in (("time", "step_s"), ("processor time", "processor_s"), ("memory", "peak_memory_mib")):
-                for peer in NAMES[:2] if name.startswith("ours") else ():
-                    ours, theirs = figure[key], found[peer][key]
-                    if ours and theirs:
-                        share = ours / theirs if of == "memory" else theirs / ours
-                        ratios[f"{case.name}: {name}, {of} against {peer}"] = round(share, 3)
+            for of, key in COMPARED.items():
+                for peer in NAMES[:2] if name.startswith("ours") and key in figure else ():
+                    share = figure[key] / found[peer][key]
+                    ratios[f"{case.name}: {name}, {of} against {peer}"] = round(
+                        share if key.endswith("_mib") else 1 / share, 3
+                    )
     print_report("step", figures, ratios)
 
 

@@ -5,7 +5,7 @@ All ranks take part, each with its share of the questions, so that none waits fo
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class AnswerWatch:
     record: Path
     logs: Path
     readings: list[Reading] = field(default_factory=list)
+    _shown: list[dict[str, Any]] = field(default_factory=list)
 
     def take_up(self, start_step: int, first: Mapping[str, float] | None) -> None:
         """The readings up to `start_step` that the record holds."""
@@ -49,6 +50,14 @@ class AnswerWatch:
     def must_stop(self, judgement: Judgement) -> bool:
         """Answers that are no better may become so."""
         return False
+
+    def enough(self) -> str:
+        """The plan decides."""
+        return ""
+
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """The answers that are written down."""
+        return {"generations": self._shown}
 
     def judge(self) -> Judgement:
         """What the last reading says."""
@@ -93,7 +102,7 @@ class AnswerWatch:
     def _write(self, state: TrainState, generated: Mapping[int, str]) -> None:
         """The first samples of each kind, the same ones every time; a disk that refuses is a warning, not an end."""
         counts: dict[str, int] = {}
-        lines = []
+        self._shown = []
         for number, record in enumerate(self.task.held_out.records):
             seen = counts[record.kind] = counts.get(record.kind, 0) + 1
             if seen <= self.task.config.answers.num_logged and number in generated:
@@ -106,9 +115,9 @@ class AnswerWatch:
                     "generated_text": generated[number],
                     "reference": record.answer,
                 }
-                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+                self._shown.append(line)
         try:
             with self.logs.open("a") as file:
-                file.writelines(lines)
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in self._shown)
         except OSError as error:
             log.warning("generated answers are not written down: %s", error)

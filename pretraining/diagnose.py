@@ -85,6 +85,14 @@ class Diagnostics:
         """Where the configuration says so, a collapse ends the run."""
         return self.stop_on_alarm and judgement.verdict == "COLLAPSED"
 
+    def enough(self) -> str:
+        """The plan decides: a good reading says nothing of the next."""
+        return ""
+
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Its pictures are for the report."""
+        return {}
+
     def judge(self) -> Judgement:
         """What all readings so far say; on rank 0, which alone has them."""
         return judge(self.readings, warmup_steps=self.warmup_steps, total_steps=self.total_steps)

@@ -97,6 +97,7 @@ def train(run: Run) -> None:
     agreement = StopAgreement(runtime, state.step)
     if state.step == 0:
         diagnose(run)  # what later readings are compared with
+    _end_early(run)  # a run that goes on may have come to its end before
     while state.step < run.total_steps:
         with run.stopwatch.phase("data_wait"):
             batches = list(islice(micro_batches, run.accumulation))
@@ -110,10 +111,11 @@ def train(run: Run) -> None:
                 guard.log(_log(run, values, since), state.step)
         if (silence := guard.check(state.step)) is not None:
             log.warning("%s", silence)
-        if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
-            validate(run)
         if read := run.watch is not None and run.watch.due(state.step):
             diagnose(run, batches[-1])
+            _end_early(run)
+        if _due(state.step, settings.val_every_steps) or state.step == run.total_steps:
+            validate(run)
         if state.step == run.total_steps:
             save_last(run)
             return
@@ -126,6 +128,13 @@ def train(run: Run) -> None:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _end_early(run: Run) -> None:
+    """Makes the step that is done the last one where the readings say that more would be of no use."""
+    if run.watch is not None and run.state.step and (reason := run.watch.enough()):
+        log.info("step %d of %d is the last: %s", run.state.step, run.total_steps, reason)
+        run.total_steps = run.state.step
 
 
 def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
@@ -221,6 +230,8 @@ def diagnose(run: Run, batch: Any = None) -> None:
         run.facts["first_reading"] = {name: value for name, value in values.items() if math.isfinite(value)}
     with run.stopwatch.phase("logging"):
         run.tracker.log(named, step=run.state.step)
+        for name, rows in run.watch.tables().items():
+            run.tracker.table(name, rows, step=run.state.step)
     if run.watch.must_stop(run.judgement):
         stop(run, ExitCode.NOT_LEARNING)
 

@@ -58,17 +58,20 @@ def train_step(
 def validation_loss(
     objective: Objective, model: nn.Module, runtime: Runtime, batches: Sequence[Any], precision: Precision
 ) -> dict[str, torch.Tensor]:
-    """Mean of the objective's loss and metrics over `batches`, as device tensors.
+    """Mean of the objective's loss and metrics over `batches`, as device tensors, the model in evaluation mode.
 
     The batches' shares are added up at the end, in a small program of its own: a running total would make the first
     batch's program another than the others'.
     """
     shares: list[dict[str, torch.Tensor]] = []
+    was_training = model.training
+    model.eval()
     for batch in runtime.batches(batches):
         with runtime.autocast(precision):
             loss, extra = objective.loss(model, batch)
         shares.append({name: value / len(batches) for name, value in {"loss": loss, **extra}.items()})
         runtime.end_step()
+    model.train(was_training)
     totals: dict[str, torch.Tensor] = {}
     for share in shares:
         for name, value in share.items():

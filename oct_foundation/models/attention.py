@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oct_foundation.models.linear import Linear
 from oct_foundation.models.positions import Rotation, rotate
 from oct_foundation.models.xla_attention import flash_attention, runs_on_tpu
 
@@ -46,8 +45,8 @@ class Attention(nn.Module):
         if width % num_heads:
             raise ValueError(f"width {width} does not divide into {num_heads} heads")
         self.num_heads = num_heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor, rotation: Rotation | None, asked: Asked = None) -> torch.Tensor:
         """tokens: float [B, n, E]; rotation: of these tokens, None with added positions.

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from oct_foundation.models.attention import Asked, Attention, select_asked
-from oct_foundation.models.linear import Linear
 from oct_foundation.models.positions import Rotation
 
 LAYER_NORM_EPS = 1e-6
@@ -19,8 +18,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = Linear(width, 4 * width)
-        self.fc2 = Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Each token by itself: float [B, n, E] -> float [B, n, E]."""

@@ -135,6 +135,7 @@ def _tiny_llama(config: LanguageConfig, vocabulary_size: int) -> object:
         num_hidden_layers=config.depth,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
+        initializer_range=config.width**-0.5,  # .02 is made for widths of thousands: at 96 no image came through
         max_position_embeddings=config.max_tokens,
         pad_token_id=None,
         bos_token_id=None,

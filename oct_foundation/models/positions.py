@@ -10,33 +10,37 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-Grid = tuple[int, int, int]
+Grid = tuple[int, ...]  # of a volume [D, H, W]; a fourth axis, where there is one, is time
 RopeLayout = Literal["interleaved", "vjepa2"]
 
 # Wavelengths from 2 pi to 2 pi * 10000 patches: the constant of arXiv 1706.03762 and of V-JEPA 2.
 THETA = 10000.0
 
 
-def axis_width(width: int) -> int:
-    """Channels for each of the three axes: the largest even number that fits three times into `width`.
+def axis_width(width: int, num_axes: int = 3) -> int:
+    """Channels for each axis: the largest even number that fits `num_axes` times into `width`.
 
-    Raises ValueError when `width` is below 6, where no channel would carry a position.
+    Raises ValueError when no channel would carry a position: below 6 for three axes.
     """
-    if width < 6:
-        raise ValueError(f"width {width} is too small for 3-D positions; at least 6 are needed (sine and cosine x 3)")
-    return 2 * (width // 6)
+    least = 2 * num_axes
+    if width < least:
+        raise ValueError(
+            f"width {width} is too small for {num_axes}-D positions; at least {least} are needed (sine and cosine x "
+            f"{num_axes})"
+        )
+    return 2 * (width // least)
 
 
 def axis_angles(grid: Grid, width: int) -> list[torch.Tensor]:
-    """Angles p * THETA^(-i / n) of every token for each axis, n = axis_width / 2: three float32 [N, n].
+    """Angles p * THETA^(-i / n) of every token for each axis, n = axis_width / 2: float32 [N, n] each.
 
     Computed in float64, since the positions of a bfloat16 table are off by up to 0.03 rad at p = 23.
     """
-    num_frequencies = axis_width(width) // 2
+    num_frequencies = axis_width(width, len(grid)) // 2
     exponents = torch.arange(num_frequencies, dtype=torch.float64) / num_frequencies
     axes = (torch.arange(side, dtype=torch.float64) for side in grid)
-    positions = torch.cartesian_prod(*axes).reshape(prod(grid), 3)  # raster order, as PatchGrid.coordinates
-    return [torch.outer(positions[:, axis], THETA**-exponents).float() for axis in range(3)]
+    positions = torch.cartesian_prod(*axes).reshape(prod(grid), len(grid))  # raster order, as PatchGrid.coordinates
+    return [torch.outer(positions[:, axis], THETA**-exponents).float() for axis in range(len(grid))]
 
 
 def sincos_table(grid: Grid, width: int) -> torch.Tensor:

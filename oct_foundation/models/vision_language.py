@@ -107,7 +107,6 @@ class VisionLanguageModel(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(config.width, language_width), nn.GELU(), nn.Linear(language_width, language_width)
         )
-        initialize(self.projector, nn.ModuleList())
 
     def branches(self) -> dict[str, list[nn.Parameter]]:
         """What one modality alone owns. After sharding, the shares."""

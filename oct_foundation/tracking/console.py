@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TextIO
@@ -84,6 +84,9 @@ class ConsoleTracker:
     def warning(self, text: str) -> None:
         """A line that stands out."""
         self._line(f"WARNING {text}")
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Numbers only."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Takes the bar down; the summary is the run's to print."""

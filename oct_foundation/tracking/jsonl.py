@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ class JsonlTracker:
             self._num_lost += 1
         self._held.append(line.encode())
         self._write_held()
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Numbers only."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Brings the file to the disk and closes it, as far as the disk lets it; the summary has a file of its own."""

@@ -16,6 +16,10 @@ class Tracker(Protocol):
         """Takes the metrics of one optimizer step."""
         ...
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Takes a few rows with the same columns, for trackers that show more than numbers; others do nothing."""
+        ...
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Takes the run's summary and closes; nothing is logged afterwards."""
         ...
@@ -32,6 +36,12 @@ class FanOut:
         with ExitStack() as calls:  # runs its callbacks last to first, all of them, and raises at the end
             for tracker in reversed(self._trackers):
                 calls.callback(tracker.log, metrics, step)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Hands the rows to all."""
+        with ExitStack() as calls:
+            for tracker in reversed(self._trackers):
+                calls.callback(tracker.table, name, rows, step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Finishes all."""

@@ -10,7 +10,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +158,18 @@ class WandbTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Hands the row over and returns at once; with the queue full it is dropped, and counted."""
+        self._put({**metrics, "step": step})
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """A W&B table under `name`, on the way of the rows; no other attempt's record brings it back."""
+        if rows:
+            self._put({name: _Table(rows=tuple(rows)), "step": step})
+
+    def _put(self, row: dict[str, Any]) -> None:
         if self._failed.is_set():
             return
         try:
-            self._rows.put_nowait({**metrics, "step": step})
+            self._rows.put_nowait(row)
         except queue.Full:
             self._num_dropped += 1
             if self._num_dropped == 1:
@@ -190,7 +198,7 @@ class WandbTracker:
                     run.log(missing)
             while not isinstance(row := self._rows.get(), _Finish):
                 if missing := _missing(row, had):
-                    run.log(missing)
+                    run.log({name: _shown(value) for name, value in missing.items()})
             run.summary.update(redact(row.summary))
             run.finish()
             _end_service()
@@ -255,6 +263,23 @@ class _Finish:
     """Last in the queue."""
 
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """Rows with the columns of the first."""
+
+    rows: tuple[Mapping[str, Any], ...]
+
+
+def _shown(value: Any) -> Any:
+    """A number as it is, a table as W&B wants it."""
+    if not isinstance(value, _Table):
+        return value
+    import wandb
+
+    columns = list(value.rows[0])
+    return wandb.Table(columns=columns, data=[[row.get(column) for column in columns] for row in value.rows])
 
 
 # A step, and the names that were logged at it.

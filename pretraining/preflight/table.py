@@ -106,7 +106,7 @@ def _program_rows(found: Estimate) -> Iterator[Row]:
     )
     yield "global batch", str(found.config.batch.global_batch_size), volumes
     yield "sharding", found.config.train.sharding, _PLACES[found.config.train.sharding]
-    yield "parameters", f"{trace.trainable_parameters:,}", f"trained; {trace.parameters:,} with the EMA teacher"
+    yield "parameters", f"{trace.trainable_parameters:,}", f"trained, of {trace.parameters:,}"
     graphs = f"{trace.train_graphs} ({trace.expected_train_graphs} expected)"
     yield "train graphs", graphs, "distinct programs over warm-up, first and last step"
     yield "validation graphs", str(trace.validate_graphs), "the forward pass, and one that adds up a few numbers"

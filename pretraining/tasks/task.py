@@ -115,8 +115,16 @@ class Watch(Protocol):
         """What all readings so far say."""
         ...
 
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """What the last reading has to show besides numbers, by name; on rank 0."""
+        ...
+
     def must_stop(self, judgement: Judgement) -> bool:
         """Whether the run shall end, saved, because of this."""
+        ...
+
+    def enough(self) -> str:
+        """Why the run has come to its end before its last step, by the readings that all ranks share; "" to go on."""
         ...
 
 

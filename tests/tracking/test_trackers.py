@@ -206,6 +206,11 @@ class Recorder:
         if self.error:
             raise self.error
 
+    def table(self, name, rows, step):
+        self.calls.append((name, list(rows), step))
+        if self.error:
+            raise self.error
+
     def finish(self, summary):
         self.calls.append(("finish", dict(summary)))
         if self.error:
@@ -217,8 +222,9 @@ def test_all_trackers_get_every_call_in_their_order():
     trackers[0].calls = trackers[1].calls = calls = []
     both = FanOut(trackers)
     both.log({"a": 1.0}, 3)
+    both.table("answers", [{"said": "left"}], 3)
     both.finish({"ok": True})
-    assert calls == [({"a": 1.0}, 3)] * 2 + [("finish", {"ok": True})] * 2
+    assert calls == [({"a": 1.0}, 3)] * 2 + [("answers", [{"said": "left"}], 3)] * 2 + [("finish", {"ok": True})] * 2
 
 
 def test_the_record_comes_before_the_guests():

@@ -1,5 +1,6 @@
 """Weights & Biases, really written (offline) and really failing: the run notices nothing but a warning."""
 
+import json
 import logging
 import math
 import socket
@@ -75,6 +76,22 @@ def test_every_curve_is_drawn_over_our_own_step(tmp_path):
     made.finish({})
     metrics = [record.metric for record in records(run_file(tmp_path)) if record.WhichOneof("record_type") == "metric"]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+
+
+def test_a_table_reaches_the_run_between_its_numbers(tmp_path):
+    made = tracker(tmp_path)
+    made.log({"train/loss": 1.0}, 7)
+    made.table("generations", [{"modality": "T1", "generated_text": "left"}], 7)
+    made.table("nothing", [], 7)
+    made.log({"train/loss": 0.5}, 8)
+    made.finish({})
+    rows = history(tmp_path)
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [1.0, 0.5]
+    [shown] = [row for row in rows if "generations._type" in row]
+    assert (shown["generations.ncols"], shown["generations.nrows"], shown["step"]) == (2, 1, 7)
+    [file] = tmp_path.rglob("generations*.table.json")
+    assert json.loads(file.read_text())["data"] == [["T1", "left"]]
+    assert not any(name.startswith("nothing") for row in rows for name in row)
 
 
 def test_steps_that_are_trained_again_are_not_sent_again(tmp_path):
