@@ -4,9 +4,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+import torch
 
 from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.manager import CheckpointManager
@@ -100,15 +103,18 @@ def assemble(job: Job, runtime: Runtime, life: Lifeline, make_tracker: Callable[
     return run
 
 
-def build_state(config: RunConfig, objective: Objective, runtime: Runtime, *, begins: bool = True) -> TrainState:
+def build_state(
+    config: RunConfig, objective: Objective, runtime: Runtime, *, begins: bool = True, shapes_only: bool = False
+) -> TrainState:
     """Model on the device, optimizer with its moments, replica; in the order that keeps the step one XLA program.
 
-    begins: False for a run that goes on, whose weights come from its checkpoint. Raises ConfigError where train.compile
-    meets XLA.
+    begins: False for a run that goes on, whose weights come from its checkpoint. shapes_only: for a trace, where no
+    value is ever read and `runtime.place` makes placeholders. Raises ConfigError where train.compile meets XLA.
     """
     if config.train.compile and runtime.kind == "xla":
         raise ConfigError("train.compile=true is for CPU and CUDA; XLA compiles the whole step anyway: leave it false")
-    model = objective.build_model()
+    with torch.device("meta") if shapes_only and objective.builds_from_shapes else nullcontext():
+        model = objective.build_model()
     if begins:
         objective.initialize(model)
     model = runtime.place(model)

@@ -25,7 +25,7 @@ from pretraining.sections import (
 
 __all__ = ["ConfigError", "RunConfig", "TaskName", "load_config"]
 
-TaskName = Literal["vjepa", "multimodal"]
+TaskName = Literal["vjepa", "multimodal", "autoencoder"]
 _Config = TypeVar("_Config", bound="RunConfig")
 
 
@@ -117,5 +117,9 @@ def _schema(task: str) -> type[RunConfig]:
             from pretraining.multimodal_config import MultimodalRunConfig
 
             return MultimodalRunConfig
+        case "autoencoder":
+            from pretraining.autoencoder_config import AutoencoderRunConfig
+
+            return AutoencoderRunConfig
         case _:
             raise ConfigError(f"task is {task!r}; allowed: {', '.join(get_args(TaskName))}")

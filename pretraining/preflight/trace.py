@@ -102,7 +102,7 @@ def trace(config: RunConfig, objective: Objective, num_chips: int, folder: Path,
     start = time.monotonic()
     accumulation = config.batch.accumulation(num_chips)
     runtime = tracing_runtime(num_chips, config.train.sharding)
-    state = build_state(config, objective, runtime, begins=False)  # weights to start from may lie on the pod only
+    state = build_state(config, objective, runtime, begins=False, shapes_only=True)
     recorder, steps = runtime.recorder, moments(config)
     schedules = config.optim.schedules(max(steps.values()))
     num_samples = config.batch.per_core_batch_size * runtime.cores

@@ -10,39 +10,68 @@ from pretraining.vjepa_config import VJEPARunConfig
 
 
 def prepare_data(config: RunConfig, folder: RunFolder) -> Path | None:
-    """Before any device is touched: volumes of the working size on this host's disk. None where nothing is prepared.
+    """Before any device is touched: volumes of the working size on this host's disk, or the arrays of a film in their
+    cache. None where the ranks need no place.
 
     Raises TooManyBadFiles, ValueError, StopPreparing as pretraining/tasks/vjepa_data.py says.
     """
-    if isinstance(config, VJEPARunConfig):
-        from pretraining.tasks.vjepa_data import prepare_volumes
+    match config.task:
+        case "vjepa":
+            from pretraining.tasks.vjepa_data import prepare_volumes
 
-        return prepare_volumes(config, folder)
-    return None
+            assert isinstance(config, VJEPARunConfig)
+            return prepare_volumes(config, folder)
+        case "autoencoder":
+            from pretraining.autoencoder_config import AutoencoderRunConfig
+            from pretraining.tasks.autoencoder import opened
+
+            assert isinstance(config, AutoencoderRunConfig)
+            opened(config)
+            return None
+        case "multimodal":
+            return None
 
 
 def build_task(config: RunConfig, prepared: Path | None) -> Task:
     """On a rank; `config` as that rank sees it. Raises ConfigError where there is nothing to train on."""
-    if isinstance(config, VJEPARunConfig):
-        from pretraining.tasks.vjepa import VJEPATask
+    match config.task:
+        case "vjepa":
+            from pretraining.tasks.vjepa import VJEPATask
 
-        assert prepared is not None
-        return VJEPATask(config, PreparedSet.load(prepared))
-    from pretraining.multimodal_config import MultimodalRunConfig
-    from pretraining.tasks.multimodal import MultimodalTask
+            assert isinstance(config, VJEPARunConfig)
+            assert prepared is not None
+            return VJEPATask(config, PreparedSet.load(prepared))
+        case "multimodal":
+            from pretraining.multimodal_config import MultimodalRunConfig
+            from pretraining.tasks.multimodal import MultimodalTask
 
-    assert isinstance(config, MultimodalRunConfig)
-    return MultimodalTask(config)
+            assert isinstance(config, MultimodalRunConfig)
+            return MultimodalTask(config)
+        case "autoencoder":
+            from pretraining.autoencoder_config import AutoencoderRunConfig
+            from pretraining.tasks.autoencoder import AutoencoderTask
+
+            assert isinstance(config, AutoencoderRunConfig)
+            return AutoencoderTask(config)
 
 
 def build_objective(config: RunConfig) -> Objective:
     """What a task trains, without its data."""
-    if isinstance(config, VJEPARunConfig):
-        from pretraining.tasks.vjepa_objective import VJEPAObjective
+    match config.task:
+        case "vjepa":
+            from pretraining.tasks.vjepa_objective import VJEPAObjective
 
-        return VJEPAObjective(config)
-    from pretraining.multimodal_config import MultimodalRunConfig
-    from pretraining.tasks.multimodal_objective import MultimodalObjective
+            assert isinstance(config, VJEPARunConfig)
+            return VJEPAObjective(config)
+        case "multimodal":
+            from pretraining.multimodal_config import MultimodalRunConfig
+            from pretraining.tasks.multimodal_objective import MultimodalObjective
 
-    assert isinstance(config, MultimodalRunConfig)
-    return MultimodalObjective(config)
+            assert isinstance(config, MultimodalRunConfig)
+            return MultimodalObjective(config)
+        case "autoencoder":
+            from pretraining.autoencoder_config import AutoencoderRunConfig
+            from pretraining.tasks.autoencoder_objective import AutoencoderObjective
+
+            assert isinstance(config, AutoencoderRunConfig)
+            return AutoencoderObjective(config)

@@ -34,6 +34,7 @@ class Objective(Protocol):
     """A model and its loss."""
 
     finds_unused: bool = False  # whether DDP has to look for parameters that a step does not reach
+    builds_from_shapes: bool = False  # whether build_model works on torch's meta device, without memory
     num_programs: int = 1  # of a step, where XLA compiles: one for each kind of batch
 
     def build_model(self) -> nn.Module:

@@ -1,0 +1,104 @@
+"""What a model said of every held-out TR, and what a constant and naive predictors say of it: on file, and judged.
+
+Means of a validation loss cannot tell learning from luck; the series can, also long after the run (`octfm health`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from oct_foundation.diagnostics.learned import ModalityVerdict, judge_categorical, judge_series
+from oct_foundation.diagnostics.noise_ceiling import Ceiling
+from oct_foundation.diagnostics.skill import CategoricalSeries, Series
+from oct_foundation.film import AUDIO, CONTINUOUS
+
+FOLDER = "evaluation"
+LAST, BEST = "last.npz", "best.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmSeries:
+    """n held-out TRs after `step` updates, in time order within each run.
+
+    truth, prediction: by modality of CONTINUOUS, float32 [n, values]; costs: of audio, by "model", "unigram" and
+    "shifted" (the model's for the codes of another quarter of the film), float [n]. mean, variance: of the training TRs.
+    baselines, beside: of fmri, as Series has them. trs, runs: int [n]. facts: complete, leak_free, ceiling.
+    """
+
+    step: int
+    trs: np.ndarray
+    runs: np.ndarray
+    truth: Mapping[str, np.ndarray]
+    prediction: Mapping[str, np.ndarray]
+    costs: Mapping[str, np.ndarray]
+    mean: Mapping[str, np.ndarray]
+    variance: Mapping[str, float]
+    baselines: Mapping[str, np.ndarray]
+    beside: Mapping[str, np.ndarray]
+    ceiling: Ceiling | None
+    complete: bool
+    leak_free: bool
+
+    def verdicts(self) -> list[ModalityVerdict]:
+        """Of every modality that is there."""
+        known = {"runs": self.runs, "complete": self.complete, "leak_free": self.leak_free}
+        found = []
+        for name in CONTINUOUS:
+            if name in self.prediction:
+                series = Series(
+                    truth=self.truth[name],
+                    prediction=self.prediction[name],
+                    mean=self.mean[name],
+                    variance=self.variance[name],
+                    baselines=self.baselines if name == "fmri" else {},
+                    beside=self.beside if name == "fmri" else {},
+                    **known,
+                )
+                found.append(judge_series(name, series, self.ceiling if name == "fmri" else None))
+        if "model" in self.costs:
+            shifted = {"shifted inputs": self.costs["shifted"]}
+            codes = CategoricalSeries(
+                cross_entropy=self.costs["model"], unigram=self.costs["unigram"], baselines=shifted, **known
+            )
+            found.append(judge_categorical(AUDIO, codes))
+        return found
+
+    def save(self, path: Path) -> None:
+        """As npz without pickles, complete or not at all."""
+        arrays: dict[str, Any] = {"trs": self.trs, "runs": self.runs}
+        for group in _GROUPS:
+            arrays |= {f"{group}/{name}": value for name, value in getattr(self, group).items()}
+        facts = {
+            "step": self.step,
+            "variance": dict(self.variance),
+            "ceiling": asdict(self.ceiling) if self.ceiling else None,
+            "complete": self.complete,
+            "leak_free": self.leak_free,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part.npz")
+        np.savez(unfinished, facts=np.array(json.dumps(facts)), **arrays)
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises ValueError for what `save` has not written."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            facts = json.loads(str(arrays.pop("facts")))
+            ceiling = Ceiling(**facts.pop("ceiling")) if facts["ceiling"] else facts.pop("ceiling")
+        except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} holds no series of held-out TRs ({type(error).__name__}: {error})") from None
+        groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
+        for name in [name for name in arrays if "/" in name]:
+            group, _, key = name.partition("/")
+            groups[group][key] = arrays.pop(name)
+        return cls(ceiling=ceiling, **facts, **arrays, **groups)
+
+
+_GROUPS = ("truth", "prediction", "costs", "mean", "baselines", "beside")

@@ -1,0 +1,270 @@
+"""How an autoencoder run is watched: every held-out TR is predicted once, by all ranks together, and judged.
+
+The series go to `evaluation/` (the last, and those of the best score), numbers to the record, a line per reading to
+`training.log`, the form that the field's reports quote.
+"""
+
+import dataclasses
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from oct_foundation.diagnostics.film_verdict import as_values, judge_film
+from oct_foundation.diagnostics.learned import ModalityVerdict
+from oct_foundation.diagnostics.naive_predictors import autoregressive, fit_autoregression, persistence, ridge
+from oct_foundation.diagnostics.noise_ceiling import Ceiling, noise_ceiling
+from oct_foundation.diagnostics.readings import Reading, readings_of
+from oct_foundation.diagnostics.verdicts import Judgement
+from oct_foundation.film import CONTINUOUS, FilmBatch
+from oct_foundation.losses.balance import gradient_norms
+from oct_foundation.models.film_model import FilmModel, named_shares
+from oct_foundation.runtime.base import Runtime
+from oct_foundation.tracking.jsonl import read_rows
+from pretraining.film_series import BEST, FOLDER, LAST, FilmSeries
+from pretraining.run_folder import RunFolder
+from pretraining.state import TrainState
+from pretraining.tasks.autoencoder import AutoencoderTask
+
+log = logging.getLogger(__name__)
+
+_PROJECTED = 2048  # features of a linear baseline: 435,072 of a TR would be 3 GB in float64
+
+
+@dataclass(kw_only=True)
+class FilmWatch:
+    """Readings of one run; every rank calls `read` at the same steps."""
+
+    task: AutoencoderTask
+    total_steps: int
+    every_steps: int
+    steps_per_epoch: int
+    folder: RunFolder
+    readings: list[Reading] = field(default_factory=list)
+    _naive: "_Naive | None" = None
+
+    def take_up(self, start_step: int, first: Mapping[str, float] | None) -> None:
+        """The readings up to `start_step` that the record holds."""
+        self.readings = [
+            reading for reading in readings_of(read_rows(self.folder.metrics)) if reading.step <= start_step
+        ]
+
+    def due(self, step: int) -> bool:
+        """Every `every_steps`, and at the end."""
+        return step == self.total_steps or step % self.every_steps == 0
+
+    def note_gradient(self, norm: float) -> None:
+        """The verdict does not depend on it."""
+
+    def must_stop(self, judgement: Judgement) -> bool:
+        """What has not been learned yet may be."""
+        return False
+
+    def enough(self) -> str:
+        """Where the score has not improved for so many readings as `evaluation` says."""
+        settings = self.task.config.evaluation
+        if (patience := settings.early_stopping_patience) is None:
+            return ""
+        best, since, at = -float("inf"), 0, 0
+        for reading in self.readings:
+            if reading.step == 0 or (score := reading.values.get("score")) is None:
+                continue
+            if score > best + settings.early_stopping_delta:
+                best, since, at = score, 0, reading.step
+            else:
+                since += 1
+        if since < patience:
+            return ""
+        return f"the score of held-out TRs has not risen for {since} readings; best {best:.4f} after step {at}"
+
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Numbers say it all."""
+        return {}
+
+    def judge(self) -> Judgement:
+        """What the last reading says."""
+        return judge_film(self.readings[-1].values if self.readings else {})
+
+    def read(
+        self, state: TrainState, runtime: Runtime, scalars: Mapping[str, float], batch: Any = None
+    ) -> tuple[dict[str, float], Judgement]:
+        """Values of all held-out TRs, the same on every rank."""
+        model = state.model
+        assert isinstance(model, FilmModel)
+        shares = self._gradient_shares(model, runtime, batch)
+        parts = runtime.gather(self._predicted(model, runtime))
+        values: dict[str, float] | None = None
+        if runtime.rank == 0:
+            series = self._series(state.step, parts)
+            verdicts = series.verdicts()
+            values = as_values(verdicts) | self._loss(model, parts) | shares
+            self._write(series, verdicts, values)
+            if state.step:
+                self._write_line(state.step, values, scalars["learning_rate"])
+        found: dict[str, float] = runtime.gather(values)[0]
+        self.readings = [*(reading for reading in self.readings if reading.step != state.step)]
+        self.readings.append(Reading(step=state.step, values=found))
+        return found, self.judge()
+
+    @torch.no_grad()
+    def _predicted(self, model: FilmModel, runtime: Runtime) -> dict[str, np.ndarray]:
+        """Of this rank's share: numbers of samples, what the model says of them, and what it costs."""
+        data, found = self.task.held_out, []
+        quarter = max(len(data) // 4, 1)
+        was_training = model.training
+        model.eval()
+        for numbers, num_real in self.task.held_out_of(runtime.rank, runtime.world_size):
+            host = data.batch(numbers)
+            others = data.batch([(number + quarter) % len(data) for number in numbers]).audio
+            batch = host.to(runtime.device)
+            with runtime.autocast(self.task.config.train.precision):
+                output = model.network(batch.video, batch.audio, batch.text, batch.fmri)
+            errors, constant = model.errors(output, batch)
+            shifted, _ = model.errors(output, dataclasses.replace(batch, audio=others.to(runtime.device)))
+            said = {"video": output.video_recon, "text": output.text_recon, "fmri": output.predicted_fmri}
+            said |= {f"error/{name}": value for name, value in errors.items()}
+            said |= {"unigram": constant["audio"], "shifted": shifted["audio"]}
+            runtime.end_step()
+            kept = {name: value.float().cpu().numpy()[:num_real] for name, value in said.items()}
+            found.append(kept | {"number": np.array(numbers[:num_real])})
+        model.train(was_training)
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def _series(self, step: int, parts: Sequence[Mapping[str, np.ndarray]]) -> FilmSeries:
+        """All ranks' shares in the order of TRs."""
+        joined = _joined(parts)
+        data, film = self.task.held_out, self.task.film
+        places = [data.place(int(number)) for number in joined["number"]]
+        truth = data.batch(joined["number"].tolist())
+        if self._naive is None:
+            self._naive = _Naive.of(self.task)
+        return FilmSeries(
+            step=step,
+            trs=np.array([place.tr for place in places]),
+            runs=np.array([place.subject or 0 for place in places]),
+            truth={"video": truth.video_target.numpy(), "text": truth.text.numpy(), "fmri": truth.fmri.numpy()},
+            prediction={name: joined[name] for name in CONTINUOUS},
+            costs={"model": joined["error/audio"], "unigram": joined["unigram"], "shifted": joined["shifted"]},
+            mean={name: mean.numpy() for name, mean in film.statistics.mean.items()},
+            variance=dict(film.statistics.variance),
+            baselines=self._naive.baselines,
+            beside=self._naive.beside,
+            ceiling=self._naive.ceiling,
+            complete=len(joined["number"]) == len(data),
+            leak_free=self.task.config.data.fmri_stats_file is None,
+        )
+
+    def _loss(self, model: FilmModel, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+        """`val_loss`: as the training's, of all held-out TRs; each modality's in `val_loss/<name>`."""
+        joined, loss = _joined(parts), model.film_loss
+        found = {
+            f"val_loss/{name}": float(joined[f"error/{name}"].mean()) / loss.divisors[name] for name in loss.divisors
+        }
+        weights = loss.settings.weights
+        return found | {"val_loss": sum(weight * found[f"val_loss/{name}"] for name, weight in weights.items())}
+
+    def _gradient_shares(self, model: FilmModel, runtime: Runtime, batch: FilmBatch | None) -> dict[str, float]:
+        """`grad_share/<modality>`: of the gradient at the bottleneck, which all modalities come through."""
+        if batch is None:
+            return {}
+        with runtime.autocast(self.task.config.train.precision):
+            losses, bottleneck = model.losses(batch)
+        norms = gradient_norms(losses, [bottleneck])
+        fetched = runtime.fetch(named_shares(norms, of="grad_share"))
+        runtime.end_step()
+        return runtime.mean_over_ranks(fetched)
+
+    def _write(self, series: FilmSeries, verdicts: Sequence[ModalityVerdict], values: Mapping[str, float]) -> None:
+        """Series and verdicts; a disk that refuses is a warning, not an end."""
+        place = self.folder.path / FOLDER
+        before = [reading.values.get("score", -float("inf")) for reading in self.readings if reading.step]
+        try:
+            series.save(place / LAST)
+            if series.step and values.get("score", -float("inf")) > max(before, default=-float("inf")):
+                series.save(place / BEST)
+            with (place / "verdicts.jsonl").open("a") as file:
+                for verdict in verdicts:
+                    file.write(json.dumps({"step": series.step, **dataclasses.asdict(verdict)}) + "\n")
+        except OSError as error:
+            log.warning("held-out series are not written down: %s", error)
+
+    def _write_line(self, step: int, values: Mapping[str, float], learning_rate: float) -> None:
+        """`Epoch 3/50 | Train Loss: ... | Val Loss: ... | fMRI Corr: ... | LR: ...`; Corr is over voxels, per TR."""
+        last = max((reading.step for reading in self.readings if reading.step < step), default=0)
+        losses = [
+            row["train/loss"] for row in read_rows(self.folder.metrics) if "train/loss" in row and row["step"] > last
+        ]
+        epochs = (self.total_steps + self.steps_per_epoch - 1) // self.steps_per_epoch
+        line = (
+            f"Epoch {(step + self.steps_per_epoch - 1) // self.steps_per_epoch}/{epochs} | "
+            f"Train Loss: {statistics.fmean(losses) if losses else float('nan'):.4f} | "
+            f"Val Loss: {values['val_loss']:.4f} | fMRI Corr: {values.get('r_voxels/fmri', float('nan')):.4f} | "
+            f"LR: {learning_rate:.2e}"
+        )
+        log.info("%s", line)
+        try:
+            with (self.folder.path / "training.log").open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            log.warning("training.log is not written: %s", error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Naive:
+    """What needs no network, computed once: the bar of fmri, predictors that see its past, and its noise ceiling."""
+
+    baselines: dict[str, np.ndarray]
+    beside: dict[str, np.ndarray]
+    ceiling: Ceiling | None
+
+    @classmethod
+    def of(cls, task: AutoencoderTask) -> "_Naive":
+        film, per_subject = task.film, task.film.mode == "per_subject"
+        brains = list(film.subject_series) if per_subject else [film.fmri]
+        train, held = [brain[film.train] for brain in brains], [brain[film.val] for brain in brains]
+        baselines, beside = {}, {"persistence": persistence(train, held)}
+        try:
+            coefficients = fit_autoregression(train)
+            mean = np.concatenate(train).mean(axis=0)
+            beside[f"AR({len(coefficients)})"] = autoregressive(coefficients, mean, held)
+        except ValueError as error:
+            log.warning("no autoregression stands beside the model: %s", error)
+        try:
+            features = _linear_features(film.video, film.text)
+            shown = np.tile(features[film.train], (len(brains), 1))
+            said = ridge(shown, np.concatenate(train), features[film.val])
+            baselines["ridge on stimuli"] = np.tile(said, (len(brains), 1))
+        except ValueError as error:
+            log.warning("no linear map of the stimuli stands beside the model: %s", error)
+        ceiling, sentence = None, "No noise ceiling: fewer than 3 held-out TRs."
+        if len(film.val) >= 3:
+            ceiling, sentence = noise_ceiling(film.subject_series[:, film.val], "subject" if per_subject else "mean")
+        log.info("%s", sentence)
+        as_float32 = [
+            {name: value.astype(np.float32) for name, value in group.items()} for group in (baselines, beside)
+        ]
+        return cls(baselines=as_float32[0], beside=as_float32[1], ceiling=ceiling)
+
+
+def _linear_features(video: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """float64 [T, F]: pictures and text side by side; more than _PROJECTED values of a picture as random mixes of them
+    (Johnson and Lindenstrauss), which a linear map can use as well.
+    """
+    if video.shape[1] <= _PROJECTED:
+        return np.concatenate([video.astype(np.float64), text.astype(np.float64)], axis=1)
+    rng, mixes = np.random.default_rng(0), np.zeros((len(video), _PROJECTED))
+    for start in range(0, video.shape[1], 8192):
+        part = video[:, start : start + 8192].astype(np.float32)
+        mixes += part @ rng.standard_normal((part.shape[1], _PROJECTED), np.float32)
+    return np.concatenate([mixes / video.shape[1] ** 0.5, text.astype(np.float64)], axis=1)
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The ranks' shares as one, by number of sample."""
+    order = np.argsort(np.concatenate([part["number"] for part in parts]))
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

@@ -1,0 +1,119 @@
+"""A film and the brains that watched it: opened, split, normalised, in batches of TRs."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from data_setup.epoch_order import Shuffled
+from data_setup.loaders import TrainBatches, input_counts
+from data_setup.neuro.film_data import Film, open_film
+from data_setup.neuro.film_dataset import FilmDataset, film_batch
+from data_setup.sampler import ShardedBatchSampler
+from oct_foundation.film import FilmBatch
+from oct_foundation.runtime.base import Runtime
+from pretraining.autoencoder_config import AutoencoderRunConfig
+from pretraining.config import ConfigError
+from pretraining.run_folder import RunFolder
+from pretraining.tasks.autoencoder_objective import AutoencoderObjective
+from pretraining.tasks.task import Watch
+
+
+class AutoencoderTask:
+    """The TRs of a run around its objective; raises ConfigError where there is nothing to train on."""
+
+    def __init__(self, config: AutoencoderRunConfig) -> None:
+        self.config = config
+        self.film = opened(config)
+        self.objective = AutoencoderObjective(config, self.film.statistics)
+        self._train = FilmDataset(self.film, "train")
+        self.held_out = FilmDataset(self.film, "val")
+        self._order = Shuffled(len(self._train), config.seed)
+        self._batches: TrainBatches | None = None
+        self.num_train_samples = len(self._train)
+
+    def sampler(self, rank: int, world_size: int) -> ShardedBatchSampler:
+        """The order of the training samples; raises ValueError when they do not fill one global batch."""
+        batch = self.config.batch
+        return ShardedBatchSampler(
+            order=self._order,
+            rank=rank,
+            world_size=world_size,
+            micro_batch_size=batch.per_core_batch_size,
+            grad_accum_steps=batch.accumulation(world_size),
+            drop_last=self.config.train.drop_last,
+        )
+
+    def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> Iterable[FilmBatch]:
+        """Micro-batches of this rank."""
+        self._batches = TrainBatches(
+            self._train,
+            self.sampler(rank, world_size),
+            self.config.data.loader,
+            start_step=start_step,
+            num_steps=num_steps,
+            make_batch=film_batch,
+        )
+        return self._batches
+
+    def input_counts(self) -> dict[str, int]:
+        """Restarts of this rank's loader; no TR is ever replaced."""
+        return input_counts(self._batches)
+
+    def val_batches(self, *, rank: int, world_size: int) -> Iterable[FilmBatch]:
+        """None: the watch predicts every held-out TR once, and its loss is that of all of them."""
+        return ()
+
+    def held_out_of(self, rank: int, world_size: int) -> list[tuple[Sequence[int], int]]:
+        """The held-out samples of a rank, each in one place of one rank, as many batches of one size on all ranks:
+        numbers, and how many of them are no repetition that fills the batch.
+        """
+        size, count = self.config.batch.per_core_batch_size, len(self.held_out)
+        found = []
+        for first in range(0, count, size * world_size):
+            start = first + rank * size
+            own = range(start, min(start + size, count))
+            found.append(([*own, *(number % count for number in range(size - len(own)))], len(own)))
+        return found
+
+    def steps_per_epoch(self, *, world_size: int) -> int:
+        """From the sampler that the run uses."""
+        return self.sampler(0, world_size).steps_per_epoch
+
+    def data_fingerprint(self, *, world_size: int) -> str:
+        """Hash of the order and of all values that train."""
+        return self.sampler(0, world_size).order_hash() + self._train.fingerprint()
+
+    def facts(self) -> dict[str, Any]:
+        """TRs, subjects, the ceiling."""
+        return {"film": self.film.facts()}
+
+    def watch(self, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder) -> Watch | None:
+        """Held-out TRs, predicted and judged."""
+        from pretraining.film_watch import FilmWatch
+
+        per_epoch = self.steps_per_epoch(world_size=runtime.world_size)
+        every = self.config.evaluation.every_steps or per_epoch
+        return FilmWatch(
+            task=self, total_steps=total_steps, every_steps=every, steps_per_epoch=per_epoch, folder=folder
+        )
+
+
+def opened(config: AutoencoderRunConfig, cache_dir: Path | None = None) -> Film:
+    """The film of a configuration; raises ConfigError where it cannot be read or is of other sizes than the model."""
+    try:
+        film = open_film(config.data, cache_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if film.shape != config.network.shape:
+        differing = {
+            name: (found, wanted)
+            for name, found in vars(film.shape).items()
+            if found != (wanted := getattr(config.network.shape, name))
+        }
+        said = ", ".join(
+            f"{name}: {found} in the files, {wanted} in the model" for name, (found, wanted) in differing.items()
+        )
+        raise ConfigError(f"the film does not fit the model section: {said}")
+    return film
