@@ -16,8 +16,8 @@ FILM_MODALITIES = ("video", "audio", "text", "fmri")
 
 @dataclass(frozen=True, kw_only=True)
 class FilmShape:
-    """What a TR holds: `frames` pictures [height, width, 3]; `codes_per_tr` codes of each of `codebooks`, every one of 0
-    to num_codes - 1; a text embedding of text_dim; an answer of `voxels`. Raises ValueError for a size below 1.
+    """What a TR holds: `frames` pictures [height, width, 3]; `codes_per_tr` codes of each of `codebooks`, from 0 to
+    num_codes - 1; a text embedding of text_dim; an answer of `voxels`. Raises ValueError for a size below 1.
     """
 
     frames: int

@@ -28,8 +28,8 @@ class FilmSection(FilmDataSettings):
 class AutoencoderSection:
     """preset: documented (3.5 billion parameters), small or tiny; other keys change one thing of it, null: as it is.
 
-    n_voxels, text_dim, audio_codebooks, audio_frames_per_tr: what the files of data.source=folder hold, needed there, so
-    that a run can be checked and compiled without them.
+    n_voxels, text_dim, audio_codebooks, audio_frames_per_tr: what the files of data.source=folder hold, needed there,
+    so that a run can be checked and compiled without them.
     """
 
     preset: Preset = "small"
@@ -128,6 +128,6 @@ class AutoencoderRunConfig(RunConfig):
         """The network and what it reads."""
         film = self.network.shape
         return (
-            f"{self.model.preset} ({film.frames} pictures of {film.height} x {film.width}, {film.audio_dim} codes, text "
-            f"of {film.text_dim}, {film.voxels} voxels)"
+            f"{self.model.preset} ({film.frames} pictures of {film.height} x {film.width}, {film.audio_dim} codes, "
+            f"text of {film.text_dim}, {film.voxels} voxels)"
         )

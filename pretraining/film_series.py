@@ -25,7 +25,7 @@ class FilmSeries:
     """n held-out TRs after `step` updates, in time order within each run.
 
     truth, prediction: by modality of CONTINUOUS, float32 [n, values]; costs: of audio, by "model", "unigram" and
-    "shifted" (the model's for the codes of another quarter of the film), float [n]. mean, variance: of the training TRs.
+    "shifted" (the model's for the codes of another quarter of the film), float [n]. mean, variance: of training TRs.
     baselines, beside: of fmri, as Series has them. trs, runs: int [n]. facts: complete, leak_free, ceiling.
     """
 
@@ -45,7 +45,7 @@ class FilmSeries:
 
     def verdicts(self) -> list[ModalityVerdict]:
         """Of every modality that is there."""
-        known = {"runs": self.runs, "complete": self.complete, "leak_free": self.leak_free}
+        known: dict[str, Any] = {"runs": self.runs, "complete": self.complete, "leak_free": self.leak_free}
         found = []
         for name in CONTINUOUS:
             if name in self.prediction:
@@ -94,7 +94,7 @@ class FilmSeries:
             ceiling = Ceiling(**facts.pop("ceiling")) if facts["ceiling"] else facts.pop("ceiling")
         except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
             raise ValueError(f"{path} holds no series of held-out TRs ({type(error).__name__}: {error})") from None
-        groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
+        groups: dict[str, Any] = {group: {} for group in _GROUPS}
         for name in [name for name in arrays if "/" in name]:
             group, _, key = name.partition("/")
             groups[group][key] = arrays.pop(name)

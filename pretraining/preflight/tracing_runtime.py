@@ -26,7 +26,7 @@ class _Recording(XlaRuntime):
     def place(self, model: nn.Module) -> nn.Module:
         """A model of shapes alone gets placeholders on the device: 3.5 billion weights need no memory here."""
         if any(parameter.is_meta for parameter in model.parameters()):
-            # A sum: a bare `zeros` or `empty` stays in the program beside the weight that replaces it, whole on each chip.
+            # A sum: a bare `zeros` stays in the program beside the weight that replaces it, whole on each chip.
             model = model._apply(lambda tensor: torch.zeros_like(tensor, device=self.device) + 0)
         return super().place(model)
 

@@ -1,6 +1,7 @@
 """A run's record -> the verdict of its task, and what that means to somebody who wants to use the model."""
 
 from oct_foundation.diagnostics.answers import judge_answers
+from oct_foundation.diagnostics.film_verdict import judge_film
 from oct_foundation.diagnostics.verdicts import Judgement, Verdict, judge
 from pretraining.report.ending import ending_of
 from pretraining.report.gather import RunRecord
@@ -32,12 +33,22 @@ _OF_ANSWERS: dict[Verdict, str] = {
     "NOT LEARNING": "Held-out questions are answered no better than by always giving the commonest answer.",
     "CANNOT TELL": "Some kinds of question beat the commonest answer and others do not, or there are too few to say.",
 }
+_OF_FILMS: dict[Verdict, str] = {
+    "LEARNING": "Every part of the film and the brain is predicted better than by its mean and by naive predictors.",
+    "NOT LEARNING": "One of video, audio, text and fmri, or more, is predicted no better than by chance; the reasons "
+    "say which. A falling loss comes from the others.",
+    "CANNOT TELL": "The held-out TRs are too few, or too alike, to say; octfm health names how many would decide.",
+}
 
 
 def judgement_of(run: RunRecord) -> Judgement:
     """What the running job would have said after the newest reading, which knows the plan of the run."""
-    if _answers_questions(run):
-        return judge_answers(run.readings[-1].values if run.readings else {})
+    newest = run.readings[-1].values if run.readings else {}
+    match run.setting("task"):
+        case "multimodal":
+            return judge_answers(newest)
+        case "autoencoder":
+            return judge_film(newest)
     warmup = run.planned("warmup_steps")
     if warmup is None:
         setting = run.setting("optim", "warmup_steps")
@@ -49,8 +60,5 @@ def judgement_of(run: RunRecord) -> Judgement:
 def meaning_of(run: RunRecord, verdict: Verdict) -> tuple[str, str]:
     """Colour and one or two sentences."""
     colour, meaning = _OF_ENCODERS[verdict]
-    return colour, _OF_ANSWERS.get(verdict, meaning) if _answers_questions(run) else meaning
-
-
-def _answers_questions(run: RunRecord) -> bool:
-    return bool(run.setting("task") == "multimodal")
+    words: dict[Verdict, str] = {"multimodal": _OF_ANSWERS, "autoencoder": _OF_FILMS}.get(str(run.setting("task")), {})
+    return colour, words.get(verdict, meaning)

@@ -70,7 +70,7 @@ class AutoencoderTask:
         numbers, and how many of them are no repetition that fills the batch.
         """
         size, count = self.config.batch.per_core_batch_size, len(self.held_out)
-        found = []
+        found: list[tuple[Sequence[int], int]] = []
         for first in range(0, count, size * world_size):
             start = first + rank * size
             own = range(start, min(start + size, count))
