@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,11 +23,11 @@ LAST, BEST = "last.npz", "best.npz"
 
 @dataclass(frozen=True, kw_only=True)
 class FilmSeries:
-    """n held-out TRs after `step` updates, in time order within each run.
+    """n held-out TRs after `step` updates, in time order within each subject, all subjects with the same TRs.
 
     truth, prediction: by modality of CONTINUOUS, float32 [n, values]; costs: of audio, by "model", "unigram" and
     "shifted" (the model's for the codes of another quarter of the film), float [n]. mean, variance: of training TRs.
-    baselines, beside: of fmri, as Series has them. trs, runs: int [n]. facts: complete, leak_free, ceiling.
+    baselines, beside: of fmri, as Series has them. trs, runs: int [n], the TR and the number of the subject.
     """
 
     step: int
@@ -44,28 +45,38 @@ class FilmSeries:
     leak_free: bool
 
     def verdicts(self) -> list[ModalityVerdict]:
-        """Of every modality that is there."""
-        known: dict[str, Any] = {"runs": self.runs, "complete": self.complete, "leak_free": self.leak_free}
+        """Of every modality that is there. Subjects who saw the same TRs stand side by side, as voxels do: they share
+        what the film does to a TR, so that six of them are not six times as many TRs.
+        """
+        known: dict[str, Any] = {"complete": self.complete, "leak_free": self.leak_free}
+        num_subjects = len(np.unique(self.runs))
         found = []
         for name in CONTINUOUS:
             if name in self.prediction:
                 series = Series(
-                    truth=self.truth[name],
-                    prediction=self.prediction[name],
-                    mean=self.mean[name],
+                    truth=_side_by_side(self.truth[name], num_subjects),
+                    prediction=_side_by_side(self.prediction[name], num_subjects),
+                    mean=np.tile(self.mean[name], num_subjects),
                     variance=self.variance[name],
-                    baselines=self.baselines if name == "fmri" else {},
-                    beside=self.beside if name == "fmri" else {},
+                    baselines=self._naive(self.baselines, name, num_subjects),
+                    beside=self._naive(self.beside, name, num_subjects),
                     **known,
                 )
                 found.append(judge_series(name, series, self.ceiling if name == "fmri" else None))
         if "model" in self.costs:
-            shifted = {"shifted inputs": self.costs["shifted"]}
+            costs = {key: value.reshape(num_subjects, -1).mean(axis=0) for key, value in self.costs.items()}
             codes = CategoricalSeries(
-                cross_entropy=self.costs["model"], unigram=self.costs["unigram"], baselines=shifted, **known
+                cross_entropy=costs["model"],
+                unigram=costs["unigram"],
+                baselines={"shifted inputs": costs["shifted"]},
+                **known,
             )
             found.append(judge_categorical(AUDIO, codes))
         return found
+
+    def _naive(self, said: Mapping[str, np.ndarray], name: str, num_subjects: int) -> dict[str, np.ndarray]:
+        """Naive predictors are of fmri."""
+        return {key: _side_by_side(value, num_subjects) for key, value in said.items()} if name == "fmri" else {}
 
     def save(self, path: Path) -> None:
         """As npz without pickles, complete or not at all."""
@@ -92,7 +103,7 @@ class FilmSeries:
                 arrays = {name: file[name] for name in file.files}
             facts = json.loads(str(arrays.pop("facts")))
             ceiling = Ceiling(**facts.pop("ceiling")) if facts["ceiling"] else facts.pop("ceiling")
-        except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
+        except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} holds no series of held-out TRs ({type(error).__name__}: {error})") from None
         groups: dict[str, Any] = {group: {} for group in _GROUPS}
         for name in [name for name in arrays if "/" in name]:
@@ -102,3 +113,8 @@ class FilmSeries:
 
 
 _GROUPS = ("truth", "prediction", "costs", "mean", "baselines", "beside")
+
+
+def _side_by_side(values: np.ndarray, num_subjects: int) -> np.ndarray:
+    """[subjects x T, V], subject after subject -> [T, subjects x V]."""
+    return values.reshape(num_subjects, -1, values.shape[1]).swapaxes(0, 1).reshape(-1, num_subjects * values.shape[1])
