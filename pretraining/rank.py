@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from oct_foundation.runtime.exits import ExitCode
 from oct_foundation.runtime.lifeline import Lifeline
 from oct_foundation.runtime.ranks import is_loss_of_peer
 from oct_foundation.tracking.console import ConsoleTracker
+from oct_foundation.tracking.device_sampler import FILE as DEVICES
+from oct_foundation.tracking.device_sampler import DeviceSampler
 from oct_foundation.tracking.jsonl import JsonlTracker
 from oct_foundation.tracking.tracker import FanOut, Tracker
 from oct_foundation.tracking.wandb import start_wandb
@@ -62,7 +65,8 @@ def worker(runtime: Runtime, job: Job) -> int:
         life.open(runtime.gather)
         run = _assembled(runtime, life, job)
         if run.state.step < run.total_steps:
-            train(run)
+            with DeviceSampler(job.folder.path / DEVICES) if runtime.rank == 0 else nullcontext():
+                train(run)
     except StoppedError as stopped:
         log.warning("%s", stopped)
         code, outcome = stopped.code, _OUTCOMES.get(stopped.code, "stopped, not saved")
