@@ -1,4 +1,4 @@
-"""A film -> what needs no network: the bar of the brain's prediction, predictors that see its past, its noise ceiling."""
+"""A film -> what needs no network: the bar of the brain, predictors that see its past, and its noise ceiling."""
 
 import logging
 from dataclasses import dataclass

@@ -93,8 +93,11 @@ class FilmWatch:
         """Values of all held-out TRs, the same on every rank."""
         model = state.model
         assert isinstance(model, FilmModel)
+        model.eval()  # nothing is drawn or counted here
+        average_running_statistics(model, runtime)
         shares = self._gradient_shares(model, runtime, batch)
         parts = runtime.gather(self._predicted(model, runtime))
+        model.train()
         values: dict[str, float] | None = None
         if runtime.rank == 0:
             series = self._series(state.step, parts)
@@ -113,8 +116,6 @@ class FilmWatch:
         """Of this rank's share: numbers of samples, what the model says of them, and what it costs."""
         data, found = self.task.held_out, []
         quarter = max(len(data) // 4, 1)
-        was_training = model.training
-        model.eval()
         for numbers, num_real in self.task.held_out_of(runtime.rank, runtime.world_size):
             host = data.batch(numbers)
             others = data.batch([(number + quarter) % len(data) for number in numbers]).audio
@@ -129,7 +130,6 @@ class FilmWatch:
             runtime.end_step()
             kept = {name: value.float().cpu().numpy()[:num_real] for name, value in said.items()}
             found.append(kept | {"number": np.array(numbers[:num_real])})
-        model.train(was_training)
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def _series(self, step: int, parts: Sequence[Mapping[str, np.ndarray]]) -> FilmSeries:
@@ -209,6 +209,18 @@ class FilmWatch:
                 file.write(line + "\n")
         except OSError as error:
             log.warning("training.log is not written: %s", error)
+
+
+@torch.no_grad()
+def average_running_statistics(model: torch.nn.Module, runtime: Runtime) -> None:
+    """Every rank's BatchNorm has seen other samples: from here on all have the mean of what they have counted."""
+    own = {name: buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    if runtime.world_size == 1 or not own:
+        return
+    everyone = runtime.gather({name: buffer.cpu().numpy() for name, buffer in own.items()})
+    for name, buffer in own.items():
+        runtime.load(buffer, torch.from_numpy(np.mean([found[name] for found in everyone], axis=0)))
+    runtime.end_step()
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

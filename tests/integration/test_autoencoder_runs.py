@@ -122,6 +122,20 @@ def test_two_ranks_equal_one_process_and_validate_all_together(train, plain_run,
     assert series_of(two).trs.tolist() == list(range(180, 200))
 
 
+@pytest.mark.slow
+def test_running_statistics_of_two_ranks_become_those_of_one_process(train, tmp_path):
+    """With weights that stand still the mean over ranks is the mean over the whole batch."""
+    still = ("model.norm=batch", "optim.base_lr=0", "optim.weight_decay=0")
+    one = train(tmp_path / "one", *SHORT, *still, config=CONFIG).state()["model"]
+    ranks = ("runtime.num_processes=2", "batch.per_core_batch_size=6")
+    two = train(tmp_path / "two", *SHORT, *still, *ranks, config=CONFIG).state()["model"]
+    names = [name for name in one if name == "network.encoder.video.0.dense.norm.running_mean"]
+    assert names
+    for name in names:
+        assert one[name].abs().max() > 0.01
+        assert_states_equal(two[name], one[name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_run_ends_when_its_score_does_not_rise_and_stays_at_its_end(train, tmp_path):
     still = ("evaluation.early_stopping_patience=1", "evaluation.early_stopping_delta=100")
     run = train(tmp_path / "run", *SHORT, *still, config=CONFIG)
