@@ -15,6 +15,8 @@ _COMMANDS = {
     "embed": "volumes -> a Parquet table of embeddings",
     "export": "an encoder as safetensors or as a Hugging Face folder",
     "finetune": "train an encoder with a head on a label",
+    "reconstruct": "what an autoencoder makes of single TRs: pictures and one page",
+    "health": "what a run, a checkpoint or a foreign log proves, and what not; exit code by severity",
     "checkpoints": "list, verify, export, prune: what a run has saved",
     "fleet": "check, deploy, start, status, logs, stop: all workers of a pod",
 }
@@ -45,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.data_commands import main as run
         case "report":
             from pretraining.report.command import main as run
+        case "reconstruct":
+            from pretraining.reconstruct.command import main as run
+        case "health":
+            from pretraining.health.command import main as run
         case "probe":
             from pretraining.probe import main as run
         case "embed":

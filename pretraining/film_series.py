@@ -4,6 +4,7 @@ Means of a validation loss cannot tell learning from luck; the series can, also 
 """
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class FilmSeries:
                 arrays = {name: file[name] for name in file.files}
             facts = json.loads(str(arrays.pop("facts")))
             ceiling = Ceiling(**facts.pop("ceiling")) if facts["ceiling"] else facts.pop("ceiling")
-        except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+        except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} holds no series of held-out TRs ({type(error).__name__}: {error})") from None
         groups: dict[str, Any] = {group: {} for group in _GROUPS}
         for name in [name for name in arrays if "/" in name]:
