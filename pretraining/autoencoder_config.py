@@ -116,7 +116,11 @@ class AutoencoderRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.network  # noqa: B018 - raises where sizes are missing or do not fit
+        if self.network.norm == "batch" and self.batch.per_core_batch_size < 2:
+            raise ValueError(
+                "model.norm=batch takes mean and deviation over the samples of a device; batch.per_core_batch_size is "
+                f"{self.batch.per_core_batch_size}, at least 2 are needed, or model.norm=layer"
+            )
 
     @property
     def network(self) -> BrainAutoencoderConfig:

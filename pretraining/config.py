@@ -82,8 +82,8 @@ def _check_best_metric(metric: str | None) -> None:
     if metric is not None and "loss" in metric and not metric.startswith("diag/probe/"):
         raise ValueError(
             f"checkpoint.best_metric is {metric!r}: a low V-JEPA loss may be a dead encoder's, so no checkpoint is "
-            f"chosen by it. Leave it null (the last one is delivered), or name a probe on labels that you do not "
-            f"report, such as diag/probe/thickness_um with checkpoint.best_mode=max"
+            f"chosen by a loss. Leave it null (the last one is delivered), or name a reading with best_mode=max: a "
+            f"probe on labels that you do not report, such as diag/probe/thickness_um, or an autoencoder's diag/score"
         )
 
 

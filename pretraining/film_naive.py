@@ -37,8 +37,7 @@ class Naive:
             log.warning("no autoregression stands beside the model: %s", error)
         try:
             features = _linear_features(film.video, film.text)
-            shown = np.tile(features[film.train], (len(brains), 1))
-            said = ridge(shown, np.concatenate(train), features[film.val])
+            said = ridge(features[film.train], film.fmri[film.train], features[film.val])
             baselines["ridge on stimuli"] = np.tile(said, (len(brains), 1))
         except ValueError as error:
             log.warning("no linear map of the stimuli stands beside the model: %s", error)

@@ -19,7 +19,7 @@ from oct_foundation.diagnostics.film_verdict import as_values, judge_film
 from oct_foundation.diagnostics.learned import ModalityVerdict
 from oct_foundation.diagnostics.readings import Reading, readings_of
 from oct_foundation.diagnostics.verdicts import Judgement
-from oct_foundation.film import CONTINUOUS, FilmBatch
+from oct_foundation.film import AUDIO, CONTINUOUS, FilmBatch
 from oct_foundation.losses.balance import gradient_norms
 from oct_foundation.models.film_model import FilmModel, named_shares
 from oct_foundation.runtime.base import Runtime
@@ -38,6 +38,7 @@ class FilmWatch:
     """Readings of one run; every rank calls `read` at the same steps."""
 
     task: AutoencoderTask
+    runtime: Runtime
     total_steps: int
     every_steps: int
     steps_per_epoch: int
@@ -46,10 +47,9 @@ class FilmWatch:
     _naive: Naive | None = None
 
     def take_up(self, start_step: int, first: Mapping[str, float] | None) -> None:
-        """The readings up to `start_step` that the record holds."""
-        self.readings = [
-            reading for reading in readings_of(read_rows(self.folder.metrics)) if reading.step <= start_step
-        ]
+        """The readings up to `start_step` that rank 0's record holds: elsewhere there may be none."""
+        own = [reading for reading in readings_of(read_rows(self.folder.metrics)) if reading.step <= start_step]
+        self.readings = self.runtime.gather(own)[0]
 
     def due(self, step: int) -> bool:
         """Every `every_steps`, and at the end."""
@@ -115,18 +115,16 @@ class FilmWatch:
     def _predicted(self, model: FilmModel, runtime: Runtime) -> dict[str, np.ndarray]:
         """Of this rank's share: numbers of samples, what the model says of them, and what it costs."""
         data, found = self.task.held_out, []
-        quarter = max(len(data) // 4, 1)
         for numbers, num_real in self.task.held_out_of(runtime.rank, runtime.world_size):
-            host = data.batch(numbers)
-            others = data.batch([(number + quarter) % len(data) for number in numbers]).audio
-            batch = host.to(runtime.device)
+            elsewhere = data.batch([data.moved(number) for number in numbers])
+            batch, other = runtime.batches([data.batch(numbers), elsewhere])
             with runtime.autocast(self.task.config.train.precision):
                 output = model.network(batch.video, batch.audio, batch.text, batch.fmri)
-            errors, constant = model.errors(output, batch)
-            shifted, _ = model.errors(output, dataclasses.replace(batch, audio=others.to(runtime.device)))
             said = {"video": output.video_recon, "text": output.text_recon, "fmri": output.predicted_fmri}
-            said |= {f"error/{name}": value for name, value in errors.items()}
-            said |= {"unigram": constant["audio"], "shifted": shifted["audio"]}
+            losses = model.film_loss.of_each_tr(output, batch)
+            said |= {f"loss/{name}": value for name, value in losses.items()}
+            said |= {"model": model.audio_costs(output, batch.audio), "unigram": model.constant_costs(batch.audio)}
+            said["shifted"] = model.audio_costs(output, other.audio)
             runtime.end_step()
             kept = {name: value.float().cpu().numpy()[:num_real] for name, value in said.items()}
             found.append(kept | {"number": np.array(numbers[:num_real])})
@@ -135,7 +133,7 @@ class FilmWatch:
     def _series(self, step: int, parts: Sequence[Mapping[str, np.ndarray]]) -> FilmSeries:
         """All ranks' shares in the order of TRs."""
         joined = _joined(parts)
-        data, film = self.task.held_out, self.task.film
+        data, film, trained = self.task.held_out, self.task.film, self.task.config.loss.weights
         places = [data.place(int(number)) for number in joined["number"]]
         truth = data.batch(joined["number"].tolist())
         if self._naive is None:
@@ -145,8 +143,8 @@ class FilmWatch:
             trs=np.array([place.tr for place in places]),
             runs=np.array([place.subject or 0 for place in places]),
             truth={"video": truth.video_target.numpy(), "text": truth.text.numpy(), "fmri": truth.fmri.numpy()},
-            prediction={name: joined[name] for name in CONTINUOUS},
-            costs={"model": joined["error/audio"], "unigram": joined["unigram"], "shifted": joined["shifted"]},
+            prediction={name: joined[name] for name in CONTINUOUS if name in trained},
+            costs={name: joined[name] for name in ("model", "unigram", "shifted")} if AUDIO in trained else {},
             mean={name: mean.numpy() for name, mean in film.statistics.mean.items()},
             variance=dict(film.statistics.variance),
             baselines=self._naive.baselines,
@@ -157,10 +155,10 @@ class FilmWatch:
         )
 
     def _loss(self, model: FilmModel, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-        """`val_loss`: as the training's, of all held-out TRs; each modality's in `val_loss/<name>`."""
+        """`val_loss`: as `train/total_loss`, of all held-out TRs; each modality's in `val_loss/<name>`."""
         joined, loss = _joined(parts), model.film_loss
         found = {
-            f"val_loss/{name}": float(joined[f"error/{name}"].mean()) / loss.divisors[name] for name in loss.divisors
+            f"val_loss/{name}": float(joined[f"loss/{name}"].mean()) / loss.divisors[name] for name in loss.divisors
         }
         weights = loss.settings.weights
         return found | {"val_loss": sum(weight * found[f"val_loss/{name}"] for name, weight in weights.items())}
@@ -186,7 +184,8 @@ class FilmWatch:
                 series.save(place / BEST)
             with (place / "verdicts.jsonl").open("a") as file:
                 for verdict in verdicts:
-                    file.write(json.dumps({"step": series.step, **dataclasses.asdict(verdict)}) + "\n")
+                    plain = dataclasses.asdict(verdict) | {"figures": _plain(verdict.figures)}
+                    file.write(json.dumps({"step": series.step, **plain}, allow_nan=False) + "\n")
         except OSError as error:
             log.warning("held-out series are not written down: %s", error)
 
@@ -194,7 +193,9 @@ class FilmWatch:
         """`Epoch 3/50 | Train Loss: ... | Val Loss: ... | fMRI Corr: ... | LR: ...`; Corr is over voxels, per TR."""
         last = max((reading.step for reading in self.readings if reading.step < step), default=0)
         losses = [
-            row["train/loss"] for row in read_rows(self.folder.metrics) if "train/loss" in row and row["step"] > last
+            row["train/total_loss"]
+            for row in read_rows(self.folder.metrics)
+            if "train/total_loss" in row and row["step"] > last
         ]
         epochs = (self.total_steps + self.steps_per_epoch - 1) // self.steps_per_epoch
         line = (
@@ -211,11 +212,16 @@ class FilmWatch:
             log.warning("training.log is not written: %s", error)
 
 
+def _plain(figures: Mapping[str, float | str]) -> dict[str, float | str | None]:
+    """With None for a bound that could not be formed, which JSON has no number for."""
+    return {name: None if value != value else value for name, value in figures.items()}
+
+
 @torch.no_grad()
 def average_running_statistics(model: torch.nn.Module, runtime: Runtime) -> None:
     """Every rank's BatchNorm has seen other samples: from here on all have the mean of what they have counted."""
     own = {name: buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
-    if runtime.world_size == 1 or not own:
+    if runtime.world_size == 1 or runtime.cores > 1 or not own:  # the devices that a rank drives as one share them
         return
     everyone = runtime.gather({name: buffer.cpu().numpy() for name, buffer in own.items()})
     for name, buffer in own.items():

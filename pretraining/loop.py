@@ -71,6 +71,7 @@ class Run:
     watch: Watch | None = None
     judgement: Judgement | None = None
     read_at: int = -1
+    best: float | None = None
     start_step: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     train_graphs: int = 0
@@ -119,9 +120,9 @@ def train(run: Run) -> None:
         if state.step == run.total_steps:
             save_last(run)
             return
-        chooses_by_reading = (run.config.checkpoint.best_metric or "").startswith(PREFIX)
-        if _due(state.step, run.config.checkpoint.every_steps) or (read and chooses_by_reading):
-            save(run)
+        best = read and _is_best(run)
+        if best or _due(state.step, run.config.checkpoint.every_steps):
+            save(run, patient=best)
         if code := agreement.at(state.step, _wish(run)):
             stop(run, code)
 
@@ -236,13 +237,28 @@ def diagnose(run: Run, batch: Any = None) -> None:
         stop(run, ExitCode.NOT_LEARNING)
 
 
-def save(run: Run) -> None:
-    """Rank 0 saves this step boundary in the background; the others help where the state is in shares, and go on."""
+def _is_best(run: Run) -> bool:
+    """Whether the reading of this step is the best so far of this attempt, by what the best checkpoint is chosen by."""
+    settings = run.config.checkpoint
+    value = run.last.get(settings.best_metric or "", math.nan)
+    if not (settings.best_metric or "").startswith(PREFIX) or not math.isfinite(value):
+        return False
+    if run.best is not None and (value <= run.best if settings.best_mode == "max" else value >= run.best):
+        return False
+    run.best = value
+    return True
+
+
+def save(run: Run, *, patient: bool = False) -> None:
+    """Rank 0 saves this step boundary in the background; the others help where the state is in shares, and go on.
+
+    patient: waits for a save that is still being written, for the best weights are in no later one.
+    """
     if run.config.checkpoint.enabled:
         with run.stopwatch.phase("checkpoint"), run.life.watchdog.phase("save"):
             captured = _captured(run)
             if run.saver is not None:
-                run.saver.save(*captured)
+                run.saver.save(*captured, patient=patient)
 
 
 def save_last(run: Run) -> None:

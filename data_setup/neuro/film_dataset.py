@@ -44,6 +44,12 @@ class FilmDataset(Dataset[FilmBatch]):
         subject, position = divmod(index, len(self.trs))
         return Place(subject if self.subject_ids else None, int(self.trs[position]))
 
+    def moved(self, index: int) -> int:
+        """The sample of the same subject a quarter of the split later, the end coming round to the start."""
+        num_trs = len(self.trs)
+        subject, position = divmod(index, num_trs)
+        return subject * num_trs + (position + max(num_trs // 4, 1)) % num_trs
+
     def name(self, index: int) -> str:
         """By what a sample is known in logs: `sherlock_movie_s3 TR 12`."""
         place = self.place(index)

@@ -71,14 +71,23 @@ class BackgroundSaver:
         """
         self._copy(live)
 
-    def save(self, step: int, live: dict[str, Any], metrics: dict[str, float], facts: dict[str, Any]) -> bool:
+    def save(
+        self,
+        step: int,
+        live: dict[str, Any],
+        metrics: dict[str, float],
+        facts: dict[str, Any],
+        *,
+        patient: bool = False,
+    ) -> bool:
         """Copies `live`, on any device, and starts to write it; False where the last save is still being written.
 
+        patient: waits for that one instead, for a state that must not be missed.
         Raises TypeError for state that could not be read back; what the store does wrong is told by `fatal`.
         """
         now = self._clock()
         self._interval_s, self._due_at, self._owed = now - self._due_at, now, True
-        if self.busy:
+        if self.busy and not patient:
             self.num_skipped += 1
             _log.warning("step %d is not saved: the save before it is still being written to %s", step, self._place)
             return False

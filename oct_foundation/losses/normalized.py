@@ -126,7 +126,7 @@ class FilmLoss:
     def __call__(self, predictions: Predictions, batch: FilmBatch) -> FilmLosses:
         """Means over the TRs of a batch; raises ValueError where a prediction is not as large as its target."""
         weights = self.settings.weights
-        raw = {name: errors.mean() for name, errors in self._errors(predictions, batch).items()}
+        raw = {name: errors.mean() for name, errors in self.of_each_tr(predictions, batch).items()}
         losses = {name: raw[name] / self.divisors[name] for name in weights}
         weighted = {name: weight * losses[name] for name, weight in weights.items()}
         total = torch.stack(list(weighted.values())).sum()
@@ -137,7 +137,7 @@ class FilmLoss:
             metrics["reconstruction_loss"] = torch.stack(film).sum()
         return FilmLosses(total, losses, raw, metrics | {"total_loss": total.detach()})
 
-    def _errors(self, predictions: Predictions, batch: FilmBatch) -> dict[str, torch.Tensor]:
+    def of_each_tr(self, predictions: Predictions, batch: FilmBatch) -> dict[str, torch.Tensor]:
         """By modality that counts: the raw loss of each TR, [B]."""
         errors = per_tr(predictions, batch, self.audio_output)
         match self.settings.fmri_loss:
@@ -171,14 +171,15 @@ def constant_per_tr(
     errors = {
         name: squared_error(statistics.mean[name].expand_as(target), target, name) for name, target in targets.items()
     }
-    per_book = batch.audio.shape[1] // len(statistics.unigram)
+    return errors | {AUDIO: constant_costs(batch.audio, statistics.unigram, audio_output)}
+
+
+def constant_costs(codes: torch.Tensor, unigram: torch.Tensor, audio_output: AudioOutput = "codes") -> torch.Tensor:
+    """What codes [B, places] cost in each TR, [B], for one who knows only how frequent each is in its book."""
+    per_book = codes.shape[1] // len(unigram)
     if audio_output == "codes":
-        logits = statistics.unigram.log().repeat_interleave(per_book, 0)
-        errors[AUDIO] = cross_entropy(logits.expand(len(batch.audio), -1, -1), batch.audio)
-    else:
-        means = code_means(statistics.unigram).repeat_interleave(per_book)
-        errors[AUDIO] = squared_error(means.expand(batch.audio.shape), batch.audio, AUDIO)
-    return errors
+        return cross_entropy(unigram.log().repeat_interleave(per_book, 0).expand(len(codes), -1, -1), codes)
+    return squared_error(code_means(unigram).repeat_interleave(per_book).expand(codes.shape), codes, AUDIO)
 
 
 def squared_error(predicted: torch.Tensor, target: torch.Tensor, name: str) -> torch.Tensor:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from oct_foundation.film import CONTINUOUS, FilmBatch, FilmShape, TargetStatistics
+from oct_foundation.film import AUDIO, CONTINUOUS, FilmBatch, FilmShape, TargetStatistics
 from oct_foundation.losses.balance import BalanceKind, GradNorm, build_balance, gradient_norms, shares
-from oct_foundation.losses.normalized import FilmLoss, constant_per_tr, per_tr
+from oct_foundation.losses.normalized import FilmLoss, constant_costs, cross_entropy, squared_error
 from oct_foundation.models.brain_autoencoder import BrainAutoencoder, BrainOutput
 from oct_foundation.models.brain_config import BrainAutoencoderConfig
 
@@ -68,14 +68,22 @@ class FilmModel(nn.Module):
         return balanced.total, found.metrics | named_shares(balanced.parts)
 
     def losses(self, batch: FilmBatch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Each modality's loss with its graph, and the bottleneck that all of them come through."""
+        """Each modality's part of the loss as weighed now, with its graph, and the bottleneck all come through."""
         output = self.network(batch.video, batch.audio, batch.text, batch.fmri)
-        return self.film_loss(output, batch).losses, output.bottleneck
+        losses = self.film_loss(output, batch).losses
+        parts, tiny = self.balance(losses).parts, torch.finfo(torch.float32).tiny
+        weighed = {name: loss * (parts[name] / loss.detach().clamp(min=tiny)) for name, loss in losses.items()}
+        return weighed, output.bottleneck
 
-    def errors(self, output: BrainOutput, batch: FilmBatch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """By modality, [B]: the error of each TR, and that of a constant of the training TRs."""
-        kind = self.film_loss.audio_output
-        return per_tr(output, batch, kind), constant_per_tr(batch, self.statistics, kind)
+    def audio_costs(self, output: BrainOutput, codes: torch.Tensor) -> torch.Tensor:
+        """What the model's word costs for these codes, int64 [B, places], in each TR: [B]."""
+        if self.film_loss.audio_output == "codes":
+            return cross_entropy(output.audio_recon.float(), codes)
+        return squared_error(output.audio_recon, codes, AUDIO)
+
+    def constant_costs(self, codes: torch.Tensor) -> torch.Tensor:
+        """The same for one who knows the frequencies of the training."""
+        return constant_costs(codes, self.get_buffer("unigram"), self.film_loss.audio_output)
 
 
 def named_shares(parts: Mapping[str, torch.Tensor], of: str = "share") -> dict[str, torch.Tensor]:

@@ -60,11 +60,11 @@ class Predictions:
 def predict(model: FilmModel, data: FilmDataset, *, batch_size: int, device: str, bf16: bool) -> Predictions:
     """Every TR of `data` once, in its order; bf16: as the run computed."""
     model = model.to(device).eval()
-    count, quarter, parts = len(data), max(len(data) // 4, 1), []
+    count, parts = len(data), []
     for start in range(0, count, batch_size):
         numbers = list(range(start, min(start + batch_size, count)))
         batch = data.batch(numbers)
-        other = data.batch([(number + quarter) % count for number in numbers]).audio
+        other = data.batch([data.moved(number) for number in numbers]).audio
         parts.append(_said(model, batch, other, device, bf16))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     truth = data.batch(range(count))

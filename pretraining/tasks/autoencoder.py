@@ -82,8 +82,9 @@ class AutoencoderTask:
         return self.sampler(0, world_size).steps_per_epoch
 
     def data_fingerprint(self, *, world_size: int) -> str:
-        """Hash of the order and of all values that train."""
-        return self.sampler(0, world_size).order_hash() + self._train.fingerprint()
+        """Hash of the order, of what is held out (or scores would not compare) and of all values that train."""
+        parts = self.sampler(0, world_size).order_hash(), self.held_out.fingerprint(), self._train.fingerprint()
+        return "".join(parts)
 
     def facts(self) -> dict[str, Any]:
         """TRs, subjects, the ceiling."""
@@ -96,7 +97,12 @@ class AutoencoderTask:
         per_epoch = self.steps_per_epoch(world_size=runtime.world_size)
         every = self.config.evaluation.every_steps or per_epoch
         return FilmWatch(
-            task=self, total_steps=total_steps, every_steps=every, steps_per_epoch=per_epoch, folder=folder
+            task=self,
+            runtime=runtime,
+            total_steps=total_steps,
+            every_steps=every,
+            steps_per_epoch=per_epoch,
+            folder=folder,
         )
 
 

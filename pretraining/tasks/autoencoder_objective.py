@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from oct_foundation.film import FilmBatch, TargetStatistics
+from oct_foundation.film import FILM_MODALITIES, FilmBatch, TargetStatistics
 from oct_foundation.losses.normalized import FilmLoss
 from oct_foundation.models.brain_config import recomputed_flops, training_flops
 from oct_foundation.models.film_model import FilmModel, neutral_statistics
@@ -27,6 +27,7 @@ class AutoencoderObjective(Objective):
                 "train.remat and train.compile are for transformers; this network has model.gradient_checkpointing"
             )
         self.config, self.network = config, config.network
+        self.finds_unused = len(config.loss.weights) < len(FILM_MODALITIES)
         self.statistics = statistics or neutral_statistics(self.network.shape)
         try:
             self.film_loss = FilmLoss(config.loss, self.statistics, self.network.audio_output)

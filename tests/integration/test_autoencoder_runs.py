@@ -63,6 +63,7 @@ def test_every_held_out_tr_is_predicted_once_and_the_record_says_what_the_series
     error = ((series.truth["fmri"] - series.prediction["fmri"]) ** 2).mean() / series.variance["fmri"]
     assert last["diag/fvu/fmri"] == pytest.approx(error, rel=1e-5)
     assert last["diag/val_loss/fmri"] == pytest.approx(error, rel=1e-5)
+    assert [row["train/total_loss"] for row in plain_run.rows if "train/loss" in row]
     assert last["diag/val_loss"] == pytest.approx(sum(last[f"diag/val_loss/{n}"] for n in values_of_film()), rel=1e-6)
 
 
@@ -143,6 +144,16 @@ def test_a_run_ends_when_its_score_does_not_rise_and_stays_at_its_end(train, tmp
     assert "has not risen for 1 readings" in run.output
     again = train(tmp_path / "run", *SHORT, *still, config=CONFIG)
     assert again.summary["steps"] == 8
+
+
+@pytest.mark.slow
+def test_a_modality_of_weight_0_is_neither_trained_nor_judged_also_on_two_ranks(train, tmp_path):
+    ranks = ("runtime.num_processes=2", "batch.per_core_batch_size=6")
+    run = train(tmp_path / "run", *SHORT, *ranks, "loss.video_weight=0", config=CONFIG)
+    last = [row for row in run.rows if "diag/score" in row][-1]
+    assert {name for name in last if name.startswith("diag/verdict/")} == {
+        f"diag/verdict/{name}" for name in ("audio", "text", "fmri")
+    }
 
 
 @pytest.mark.slow

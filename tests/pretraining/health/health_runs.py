@@ -24,6 +24,7 @@ from oct_foundation.optim.groups import parameter_groups
 from pretraining.autoencoder_config import AutoencoderRunConfig, AutoencoderSection, FilmSection
 from pretraining.film_series import FilmSeries
 from pretraining.health.command import main
+from pretraining.sections import BatchSection
 from pretraining.tasks.autoencoder_objective import AutoencoderObjective
 
 SHAPE = FilmShape(frames=2, height=4, width=6, codebooks=2, codes_per_tr=3, text_dim=5, voxels=11, num_codes=32)
@@ -38,6 +39,7 @@ def film_model(seed: int = 0, norm: Norm = "batch") -> nn.Module:
         seed=seed,
         data=FilmSection(phantom=FilmPhantomSettings(**sizes, num_codes=SHAPE.num_codes)),
         model=AutoencoderSection(preset="tiny", norm=norm),
+        batch=BatchSection(global_batch_size=4, per_core_batch_size=4),
     )
     return AutoencoderObjective(config).build_model()
 
