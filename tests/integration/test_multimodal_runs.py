@@ -105,7 +105,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(train, cpu_run, tmp_path):
     assert_states_equal(resumed.state()["optimizer"], cpu_run.state()["optimizer"])
 
 
-@pytest.mark.parametrize("policy", ["skip", "find_unused"])
+@pytest.mark.parametrize("policy", ["skip", pytest.param("find_unused", marks=pytest.mark.slow)])
 def test_two_ranks_with_other_modalities_each_equal_one_process(train, tmp_path, policy):
     mixed = (*SHORT, "data.sampling.mode=mixed", f"inactive={policy}", "train.max_steps=4", "checkpoint.every_steps=4")
     one = train(tmp_path / "one", *mixed, config=CONFIG, transformers=True)

@@ -70,6 +70,7 @@ def test_shares_go_on_from_their_own_checkpoint_bit_for_bit(train, tmp_path, sha
         assert_states_equal(resumed.state()[part], sharded.state()[part])
 
 
+@pytest.mark.slow  # tests/runtime/test_sharded.py has both ways without the runs
 def test_one_process_goes_on_from_the_checkpoint_of_shares(train, tmp_path, sharded):
     resumed = train(without_last_checkpoint(sharded, tmp_path / "run"), *SAME, *ALONE)
     assert resumed.summary["start_step"] == 3
