@@ -179,7 +179,7 @@ def summarise(run: Run, job: Job, outcome: str) -> dict[str, Any]:
         "outcome": outcome,
         "steps": run.state.step,
         "start_step": run.start_step,
-        "total_steps": run.total_steps,
+        "total_steps": run.facts["total_steps"],
         "samples_seen": run.state.samples_seen,
         "verdict": judgement.verdict if judgement else None,
         "final": finals,

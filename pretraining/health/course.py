@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import get_args
 
@@ -176,7 +177,8 @@ def _flat_modalities(run: RunRecord) -> Iterator[Finding]:
         baseline, ceiling = values.get(f"fvu/training mean/{name}", 1.0), values.get(f"ceiling_fvu/{name}", 0.0)
         course = _course(run, f"diag/val_loss/{name}", f"Validation loss of {name}", baseline, ceiling)
         if found := loss_course.flat_loss(course):
-            yield found
+            learned = values.get(f"verdict/{name}") == 1  # then it may rest at its best, which is known of fmri alone
+            yield replace(found, severity="info") if learned else found
 
 
 def _dominance(run: RunRecord) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from oct_foundation.diagnostics.film_verdict import as_values
 from pretraining.autoencoder_config import AutoencoderRunConfig
 from pretraining.config import ConfigError, load_as
 from pretraining.film_series import FilmSeries
+from pretraining.health.command import main
 from pretraining.tasks.autoencoder import AutoencoderTask
 from tests.integration.conftest import PROJECT, assert_states_equal
 
@@ -140,7 +141,9 @@ def test_running_statistics_of_two_ranks_become_those_of_one_process(train, tmp_
 def test_a_run_ends_when_its_score_does_not_rise_and_stays_at_its_end(train, tmp_path):
     still = ("evaluation.early_stopping_patience=1", "evaluation.early_stopping_delta=100")
     run = train(tmp_path / "run", *SHORT, *still, config=CONFIG)
-    assert (run.summary["outcome"], run.summary["steps"]) == ("completed", 8)
+    assert (run.summary["outcome"], run.summary["steps"], run.summary["total_steps"]) == ("completed", 8, STEPS)
+    assert main([str(run.folder), "--out", str(tmp_path / "health")]) != 3
+    assert "rate_not_as_planned" not in (tmp_path / "health" / "health.json").read_text()
     assert "has not risen for 1 readings" in run.output
     again = train(tmp_path / "run", *SHORT, *still, config=CONFIG)
     assert again.summary["steps"] == 8
