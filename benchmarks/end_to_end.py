@@ -38,8 +38,9 @@ from oct_foundation.tracking.tracker import FanOut
 from pretraining.assemble import Job, assemble, build_state
 from pretraining.config import load_as
 from pretraining.diagnose import Diagnostics
-from pretraining.loop import Run, train
+from pretraining.loop import train
 from pretraining.rank import make_tracker, set_up_logging
+from pretraining.run import Run
 from pretraining.run_folder import RunFolder
 from pretraining.state import TrainState
 from pretraining.step import train_step

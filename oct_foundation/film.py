@@ -52,9 +52,9 @@ class FilmShape:
 
 @dataclass(frozen=True, kw_only=True)
 class FilmBatch:
-    """B TRs. video: float32 [B, video_dim], 0 to 1; video_target: float32 [B, frame_dim], the picture to show, 0 to 1;
-    audio: int64 [B, audio_dim], all codes of the first book, then of the next; text: float32 [B, text_dim]; fmri:
-    float32 [B, voxels], z-scored.
+    """B TRs. video: float32 [B, video_dim], 0 to 1, after the blood's response a little beyond; video_target: float32
+    [B, frame_dim], the picture to show, 0 to 1; audio: int64 [B, audio_dim], all codes of the first book, then of the
+    next; text: float32 [B, text_dim]; fmri: float32 [B, voxels], z-scored.
     """
 
     video: torch.Tensor

@@ -25,8 +25,8 @@ from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.lifeline import Lifeline, LifelineSettings
 from oct_foundation.tracking.tracker import FanOut, Tracker
 from pretraining.config import ConfigError, RunConfig
-from pretraining.loop import Run
 from pretraining.provenance import git_sha, versions
+from pretraining.run import Run
 from pretraining.run_folder import RunFolder
 from pretraining.state import ResumeError, TrainState
 from pretraining.tasks.build import build_task

@@ -6,26 +6,18 @@ Knows no device and no task. Every decision is made from the step number or from
 import logging
 import math
 import time
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from oct_foundation.checkpoints.background import BackgroundSaver
 from oct_foundation.checkpoints.owner import TakenOver
 from oct_foundation.checkpoints.store import StoreError
 from oct_foundation.diagnostics.readings import PREFIX
-from oct_foundation.diagnostics.verdicts import Judgement
-from oct_foundation.optim.schedules import Schedules
-from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.exits import ExitCode
-from oct_foundation.runtime.lifeline import Lifeline
-from oct_foundation.tracking.meters import Interval, MetricGuard, Stopwatch
-from oct_foundation.tracking.tracker import Tracker
+from oct_foundation.tracking.meters import Interval, MetricGuard
 from pretraining.agreement import StopAgreement
-from pretraining.config import RunConfig
-from pretraining.state import TrainState
+from pretraining.run import DivergedError, Run, StoppedError
 from pretraining.step import train_step, validation_loss
-from pretraining.tasks.task import Task, Watch, quotients
+from pretraining.tasks.task import quotients
 
 # Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
 WARM_UP_STEPS = 2
@@ -35,47 +27,6 @@ EMERGENCY_SAVE_S = 20.0
 MISSED_INTERVALS = 3
 
 log = logging.getLogger(__name__)
-
-
-class DivergedError(RuntimeError):
-    """Too many updates in a row had a gradient that was not finite."""
-
-
-class StoppedError(Exception):
-    """All ranks stop here, by agreement; `code` says why and whether the state is saved."""
-
-    def __init__(self, code: ExitCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-@dataclass(kw_only=True)
-class Run:
-    """Everything that a worker trains with.
-
-    `saver` is None on ranks that do not save, `watch` where it is off.
-    """
-
-    config: RunConfig
-    task: Task
-    runtime: Runtime
-    life: Lifeline
-    state: TrainState
-    schedules: Schedules
-    total_steps: int
-    global_batch: int
-    accumulation: int
-    tracker: Tracker
-    saver: BackgroundSaver | None
-    facts: dict[str, Any]
-    watch: Watch | None = None
-    judgement: Judgement | None = None
-    read_at: int = -1
-    best: float | None = None
-    start_step: int = 0
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    train_graphs: int = 0
-    last: dict[str, float] = field(default_factory=dict)
 
 
 def train(run: Run) -> None:

@@ -27,8 +27,9 @@ from oct_foundation.tracking.wandb import start_wandb
 from pretraining.agreement import RanksDifferError, check_ranks_alike
 from pretraining.assemble import Job, assemble
 from pretraining.config import ConfigError
-from pretraining.loop import DivergedError, Run, StoppedError, train
+from pretraining.loop import train
 from pretraining.provenance import git_sha, versions
+from pretraining.run import DivergedError, Run, StoppedError
 from pretraining.state import ResumeError
 
 log = logging.getLogger("octfm")

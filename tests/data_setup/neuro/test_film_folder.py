@@ -14,8 +14,8 @@ from data_setup.neuro.film_settings import FilmDataSettings
 from data_setup.neuro.fmri_normalization import STATS_FILE, FmriNormalization
 from data_setup.neuro.hrf import convolved, glover_kernel
 
-av = pytest.importorskip("av")
-pytest.importorskip("nilearn")
+av = pytest.importorskip("av", reason="PYAV ABSENT (pip install 'octfm[neuro]'): films from files were NOT tested")
+pytest.importorskip("nilearn", reason="NILEARN ABSENT (pip install 'octfm[neuro]'): brain masks were NOT tested")
 
 TRS, GRID = 60, (5, 6, 4)
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_setup.neuro.film_video import PictureSettings, read_pictures, stream_pictures
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="PYAV ABSENT (pip install 'octfm[neuro]'): films were NOT decoded")
 
 
 def write_film(path: Path, levels, fps=25, size=(8, 16)) -> Path:
