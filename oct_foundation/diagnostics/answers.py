@@ -75,7 +75,7 @@ def judge_answers(values: Mapping[str, float]) -> Judgement:
     if not kinds:
         reason = "No held-out question was answered; set dataset.val_size above 0."
         return Judgement(verdict="CANNOT TELL", reasons=(reason,), findings=())
-    says = {kind: _says(values[f"gain_low/{kind}"], values[f"gain_high/{kind}"]) for kind in kinds}
+    says = {kind: says_of_gain(values[f"gain_low/{kind}"], values[f"gain_high/{kind}"]) for kind in kinds}
     verdict: Verdict = says[kinds[0]] if len(set(says.values())) == 1 else "CANNOT TELL"
     reasons = tuple(
         f"{kind}: {values[f'accuracy/{kind}']:.1%} of {values[f'questions/{kind}']:.0f} held-out answers are right, "
@@ -87,7 +87,8 @@ def judge_answers(values: Mapping[str, float]) -> Judgement:
     return Judgement(verdict=verdict, reasons=reasons, findings=())
 
 
-def _says(low: float, high: float) -> Verdict:
+def says_of_gain(low: float, high: float) -> Verdict:
+    """Of one kind of question, by the ends of the interval of its gain over the commonest answer."""
     if low > 0:
         return "LEARNING"
     return "NOT LEARNING" if high < WORTHLESS_GAIN else "CANNOT TELL"

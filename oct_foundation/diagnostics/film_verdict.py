@@ -23,10 +23,19 @@ def as_values(verdicts: Sequence[ModalityVerdict]) -> dict[str, float]:
     return values
 
 
+def verdicts_in(values: Mapping[str, float]) -> dict[str, Learned]:
+    """By modality, what `as_values` has put into a reading."""
+    words = {number: word for word, number in _NUMBER_OF.items()}
+    return {
+        name.removeprefix(_VERDICT): words[number]
+        for name, number in values.items()
+        if name.startswith(_VERDICT) and number in words
+    }
+
+
 def judge_film(values: Mapping[str, float]) -> Judgement:
     """NOT LEARNING where one modality has not learned, LEARNING where all have, CANNOT TELL else and without any."""
-    words = {number: word for word, number in _NUMBER_OF.items()}
-    says = {name.removeprefix(_VERDICT): words[number] for name, number in values.items() if name.startswith(_VERDICT)}
+    says = verdicts_in(values)
     if not says:
         return Judgement(verdict="CANNOT TELL", reasons=("No held-out TR has been predicted yet.",), findings=())
     verdict: Verdict = "CANNOT TELL"

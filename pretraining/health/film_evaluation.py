@@ -39,7 +39,7 @@ def _series(draft: Draft, path: Path) -> FilmSeries | None:
     if not path.is_file():
         return None
     try:
-        return modalities.read_series(path)
+        return FilmSeries.load(path)
     except ValueError as error:
         draft.findings.append(unreadable(f"{FOLDER}/{path.name}", str(error)))
         return None

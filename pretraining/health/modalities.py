@@ -1,12 +1,10 @@
 """What was held out -> LEARNED, NOT LEARNED or CANNOT TELL for each modality, of any task, with figures."""
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from oct_foundation.diagnostics.answers import WORTHLESS_GAIN
+from oct_foundation.diagnostics.answers import says_of_gain
+from oct_foundation.diagnostics.film_verdict import verdicts_in
 from oct_foundation.diagnostics.learned import (
     Learned,
     ModalityVerdict,
@@ -26,15 +24,6 @@ _OF_ENCODERS: dict[Verdict, Learned] = {
     "COLLAPSED": "NOT LEARNED",
     "CANNOT TELL": "CANNOT TELL",
 }
-_OF_NUMBER: dict[float, Learned] = {1.0: "LEARNED", 0.0: "CANNOT TELL", -1.0: "NOT LEARNED"}
-
-
-def read_series(path: Path) -> FilmSeries:
-    """Raises ValueError for a file that is torn or of another form."""
-    try:
-        return FilmSeries.load(path)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"it is truncated or damaged ({error})") from None
 
 
 def of_series(series: FilmSeries) -> list[ModalityVerdict]:
@@ -52,9 +41,9 @@ def of_readings(run: RunRecord) -> list[ModalityVerdict]:
     if not run.readings:
         return [_nothing(name, "No held-out TR has been predicted yet.") for name in FILM_MODALITIES]
     last = run.readings[-1]
-    found = []
+    says, found = verdicts_in(last.values), []
     for name in FILM_MODALITIES:
-        said = _OF_NUMBER.get(last.values.get(f"verdict/{name}", math.nan))
+        said = says.get(name)
         figures = {
             key.removesuffix(f"/{name}"): value for key, value in last.values.items() if key.endswith(f"/{name}")
         }
@@ -168,7 +157,7 @@ def _of_kind(kind: str, values: Mapping[str, float], step: int) -> ModalityVerdi
     names = ("accuracy", "macro_f1", "majority", "gain", "gain_low", "gain_high", "questions")
     figures = {name: values.get(f"{name}/{kind}", math.nan) for name in names}
     low, high = figures["gain_low"], figures["gain_high"]
-    verdict: Learned = "LEARNED" if low > 0 else "NOT LEARNED" if high < WORTHLESS_GAIN else "CANNOT TELL"
+    verdict = _OF_ENCODERS[says_of_gain(low, high)]
     if step == 0:
         return _before_training(kind)
     reason = (
