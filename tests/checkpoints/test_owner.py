@@ -259,8 +259,8 @@ def test_the_renewing_thread_finds_the_new_owner_and_leaves_its_file_alone(store
     store.commit(f"{OWNER_KEY}/00000002.json", new)
     with caplog.at_level(logging.ERROR):
         old.start_renewing()
-        wait_until(lambda: old.lost, "the takeover is seen")
-    assert "was taken over by attempt b (process" in caplog.text
+        wait_until(lambda: "was taken over by attempt b (process" in caplog.text, "the takeover is seen and said")
+    assert old.lost
     with pytest.raises(TakenOver):
         old.check()
     old.release()
