@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data_setup.epoch_order import EpochOrder
+from data_setup.errors import UnreadableInput
 from data_setup.index import IndexRow, PreparedSet
 from data_setup.sampler import SampleKey
 from data_setup.selection import EVERYTHING, Selection
@@ -19,7 +20,7 @@ SampleTransform = Callable[[np.ndarray, SampleKey], dict[str, Any]]
 _MAX_REPLACEMENTS = 8  # in a row, for one sample: then it is the disk that fails, not a file
 
 
-class BadVolume(Exception):
+class BadVolume(UnreadableInput):
     """A prepared volume that cannot be read any more: its id, and what was found."""
 
     def __init__(self, volume_id: str, found: str) -> None:

@@ -91,6 +91,10 @@ MEANING: dict[Reason, str] = {
 }
 
 
+class UnreadableInput(Exception):
+    """A sample of a prepared or audited data set cannot be read; str() names it and what was found."""
+
+
 class BadFile(Exception):
     """A file that cannot become a volume: `reason`, `message` (what was found, how to mend it), `detail` (or "")."""
 

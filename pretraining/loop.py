@@ -9,6 +9,7 @@ import time
 from itertools import islice
 from typing import Any
 
+from data_setup.errors import UnreadableInput
 from oct_foundation.checkpoints.owner import TakenOver
 from oct_foundation.checkpoints.store import StoreError
 from oct_foundation.diagnostics.readings import PREFIX
@@ -94,6 +95,7 @@ def _step(run: Run, batches: list[Any]) -> dict[str, Any]:
     state, runtime = run.state, run.runtime
     scalars = run.schedules.at(state.step)
     before, start = runtime.graphs_compiled(), time.perf_counter()
+    runtime.seed_step(run.config.seed, state.step)
     metrics = train_step(
         run.task.objective,
         state.model,
@@ -151,9 +153,16 @@ def _log(run: Run, values: dict[str, Any], since: Interval) -> dict[str, float]:
 
 
 def validate(run: Run) -> None:
-    """Loss on the fixed validation batches, averaged over ranks; silent where there are none."""
+    """Loss on the fixed validation batches, averaged over ranks; silent where there are none.
+
+    Where a rank cannot read one of its samples, a warning takes the loss's place on all: that of fewer samples would
+    not compare with the others, and a lost file is no reason to lose a run.
+    """
     with run.stopwatch.phase("validation"), run.life.watchdog.phase("validation"):
-        batches = list(run.task.val_batches(rank=run.runtime.rank, world_size=run.runtime.world_size))
+        batches, trouble = _validation_batches(run)
+        if found := sorted(filter(None, run.runtime.gather(trouble))):
+            log.warning("step %d: no validation loss: %s", run.state.step, "; ".join(found))
+            return
         if not batches:
             return
         totals = validation_loss(run.task.objective, run.state.model, run.runtime, batches, run.config.train.precision)
@@ -164,6 +173,14 @@ def validate(run: Run) -> None:
         run.state.best_val_loss = min(run.state.best_val_loss, averaged["loss"])
     with run.stopwatch.phase("logging"):
         run.tracker.log(named, step=run.state.step)
+
+
+def _validation_batches(run: Run) -> tuple[list[Any], str]:
+    """Those of this rank, and why they cannot be made ("" where they can)."""
+    try:
+        return list(run.task.val_batches(rank=run.runtime.rank, world_size=run.runtime.world_size)), ""
+    except UnreadableInput as error:
+        return [], str(error)
 
 
 def diagnose(run: Run, batch: Any = None) -> None:

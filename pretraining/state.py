@@ -40,7 +40,7 @@ class TrainState:
             "step": self.step,
             "samples_seen": self.samples_seen,
             "best_val_loss": self.best_val_loss,
-            "random": {"host": capture_random_state(), "device": runtime.random_state()},
+            "random": {"host": capture_random_state()},
         }
 
     def restore(self, saved: Mapping[str, Any], runtime: Runtime) -> None:
@@ -59,7 +59,6 @@ class TrainState:
         self.step, self.samples_seen = saved["step"], saved["samples_seen"]
         self.best_val_loss = saved["best_val_loss"]
         restore_random_state(saved["random"]["host"])
-        runtime.set_random_state(saved["random"]["device"])
 
 
 @torch.no_grad()

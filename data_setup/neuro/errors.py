@@ -5,6 +5,8 @@ Messages hold numbers, types and names of formats, never a path: whoever catches
 
 from enum import StrEnum
 
+from data_setup.errors import UnreadableInput
+
 
 class NeuroReason(StrEnum):
     """Why a file or a sample is refused."""
@@ -63,7 +65,7 @@ REMEDY: dict[NeuroReason, str] = {
 }
 
 
-class NeuroFileError(Exception):
+class NeuroFileError(UnreadableInput):
     """An image or a sample that cannot be used: `reason`, `detail` (what was found), `message` (and how to mend it)."""
 
     def __init__(self, reason: NeuroReason, detail: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,11 @@ Precision = Literal["bf16", "fp32"]
 # none: every device holds the whole model. full: weights, gradients and moments are split over the devices.
 Sharding = Literal["none", "full"]
 Scalar = float | torch.Tensor
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Below 2^63, another one for every step and rank of every seed."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class DeviceBatch(Protocol):
@@ -113,12 +119,10 @@ class Runtime(Protocol):
         """Waits until every rank is here."""
         ...
 
-    def random_state(self) -> dict[str, torch.Tensor | int]:
-        """The device's generator; empty where it is the host's."""
-        ...
-
-    def set_random_state(self, state: Mapping[str, torch.Tensor | int]) -> None:
-        """Puts back what `random_state` gave; a state of another kind of device is left aside."""
+    def seed_step(self, seed: int, step: int) -> None:
+        """Starts the device's generator by (seed, step, rank): what a step drops out is another part on every rank, and
+        the same after a resume.
+        """
         ...
 
     def graphs_compiled(self) -> int | None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from oct_foundation.runtime.base import B, Precision, Scalar
+from oct_foundation.runtime.base import B, Precision, Scalar, step_seed
 from oct_foundation.runtime.ranks import TIMEOUT, Ranks, waiting_for_ranks
 
 
@@ -105,14 +105,9 @@ class NativeRuntime:
         values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
         return dict(zip(metrics, values, strict=True))
 
-    def random_state(self) -> dict[str, torch.Tensor | int]:
-        """CUDA's generator; the CPU's is the host's."""
-        return {"cuda": torch.cuda.get_rng_state(self.device)} if self.kind == "cuda" else {}
-
-    def set_random_state(self, state: Mapping[str, torch.Tensor | int]) -> None:
-        """Puts CUDA's generator back."""
-        if self.kind == "cuda" and isinstance(saved := state.get("cuda"), torch.Tensor):
-            torch.cuda.set_rng_state(saved, self.device)
+    def seed_step(self, seed: int, step: int) -> None:
+        """The CPU's generator and CUDA's."""
+        torch.manual_seed(step_seed(seed, step, self.rank))
 
     def graphs_compiled(self) -> None:
         """Eager mode compiles nothing."""

@@ -16,7 +16,7 @@ import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import nn
 
-from oct_foundation.runtime.base import B
+from oct_foundation.runtime.base import B, step_seed
 from oct_foundation.runtime.xla import XlaRuntime
 
 AXIS = "fsdp"
@@ -82,6 +82,10 @@ class SpmdRuntime(XlaRuntime):
         """Runs the recorded program, with the new state where the old one was."""
         self._keep_state_split()
         super().end_step()
+
+    def seed_step(self, seed: int, step: int) -> None:
+        """The same number on all hosts: what all devices drop out is one draw of one program."""
+        xm.set_rng_state(step_seed(seed, step, 0), self.device)
 
     def memory_bytes(self) -> int | None:
         """torch_xla does not tell it of devices that it drives as one."""

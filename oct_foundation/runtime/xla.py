@@ -18,7 +18,7 @@ import torch_xla.runtime as xr
 from torch import nn
 from torch_xla.distributed import xla_backend  # noqa: F401 - registers the init method xla://
 
-from oct_foundation.runtime.base import B, Precision, Scalar
+from oct_foundation.runtime.base import B, Precision, Scalar, step_seed
 from oct_foundation.runtime.ranks import TIMEOUT, Ranks
 
 # Up to here all micro-steps are unrolled into one program; beyond, compile time and memory grow with no gain.
@@ -107,14 +107,9 @@ class XlaRuntime:
         """Reads results of a finished step; no program is compiled for it."""
         return {name: float(value.detach().cpu()) for name, value in metrics.items()}
 
-    def random_state(self) -> dict[str, torch.Tensor | int]:
-        """XLA's generator is one number."""
-        return {"xla": int(xm.get_rng_state(self.device))}
-
-    def set_random_state(self, state: Mapping[str, torch.Tensor | int]) -> None:
-        """Puts XLA's generator back."""
-        if isinstance(saved := state.get("xla"), int):
-            xm.set_rng_state(saved, self.device)
+    def seed_step(self, seed: int, step: int) -> None:
+        """XLA's generator is one number, an input of the step's program."""
+        xm.set_rng_state(step_seed(seed, step, self.rank), self.device)
 
     def graphs_compiled(self) -> int:
         """How often this process has compiled."""

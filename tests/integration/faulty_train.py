@@ -3,7 +3,8 @@
 At the start of the update after STEP: crash raises, hang never comes back, kill is SIGKILL to the rank itself, term is
 SIGTERM to the launcher. nan: from that update on the loss is not a number. vanish: the folder of checkpoints is gone.
 fill: once a checkpoint is durable, the file FILL takes all that is free on its disk; it is gone FREE_AFTER updates
-later, where that is set. shrink: from that update on features say next to nothing.
+later, where that is set. shrink: from that update on features say next to nothing. unreadable: a volume cannot be
+read when the rank validates next, and once only.
 """
 
 import os
@@ -16,12 +17,15 @@ from pathlib import Path
 import torch
 
 import pretraining.loop
+import pretraining.tasks.vjepa
 import pretraining.tasks.vjepa_objective
+from data_setup.datasets import BadVolume
 from pretraining.train import main
 
 kind, _, number = os.environ["FAULT"].partition(":")
 kind, _, rank = kind.partition("@")
 healthy_step, healthy_loss = pretraining.loop.train_step, pretraining.tasks.vjepa_objective.VJEPAObjective.loss
+healthy_batches = pretraining.tasks.vjepa.validation_batches
 updates = 0
 
 
@@ -44,6 +48,8 @@ def break_something() -> None:
             folder = Path(os.environ["VANISH"])
             shutil.rmtree(folder)
             folder.write_text("a file where the folder was")
+        case "unreadable":
+            pretraining.tasks.vjepa.validation_batches = unreadable_once
         case "fill":
             while not list(Path(os.environ["FILL"]).parent.glob("*/checkpoints/latest.json")):
                 time.sleep(0.1)
@@ -62,6 +68,11 @@ def step(*args, **kwargs):
     if kind == "shrink" and updates > int(number):
         shrink(args[1])
     return metrics
+
+
+def unreadable_once(*_args, **_kwargs):
+    pretraining.tasks.vjepa.validation_batches = healthy_batches
+    raise BadVolume("a-scan", "FileNotFoundError")
 
 
 def shrink(model):

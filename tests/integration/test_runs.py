@@ -99,11 +99,15 @@ def test_six_steps_equal_three_and_three_resumed_bit_for_bit(train, tmp_path, de
 
 def test_two_gloo_processes_equal_one_process_with_twice_the_batch(train, tmp_path, cpu_run):
     one = train(tmp_path / "one", *SHORT, "batch.per_core_batch_size=2")
-    two = train(tmp_path / "two", *SHORT, "batch.per_core_batch_size=1", "runtime.num_processes=2")
+    ranks = ("batch.per_core_batch_size=1", "runtime.num_processes=2")
+    two = train(tmp_path / "two", *SHORT, *ranks, fault="unreadable@1:2")
     assert two.summary["world_size"] == 2
     close(two.curve("train/loss"), one.curve("train/loss"), 1e-5)
     close(two.curve("train/grad_norm"), one.curve("train/grad_norm"), 1e-4)
     assert_states_equal(two.state()["model"], one.state()["model"], rtol=1e-4, atol=1e-5)
+    # What one rank cannot read costs both ranks one validation, and nothing else.
+    assert "step 3: no validation loss: prepared volume a-scan cannot be read (FileNotFoundError)" in two.output
+    close(two.curve("val/loss"), {6: one.curve("val/loss")[6]}, 1e-5)
     # One tracker, one log: two ranks write every step once.
     assert len(two.curve("train/loss")) == len([row for row in two.rows if "train/loss" in row])
 

@@ -11,12 +11,13 @@ os.environ.update(PJRT_DEVICE="CPU", CPU_NUM_DEVICES="4")
 
 import torch
 import torch_xla
+import torch_xla.distributed.spmd as xs
 
 from oct_foundation.models.vjepa3d import VJEPA3DConfig
 from oct_foundation.models.xla_manual_sharding import ManualSharding
 from oct_foundation.runtime.base import Runtime
 from oct_foundation.runtime.native import NativeRuntime
-from oct_foundation.runtime.spmd import SpmdRuntime
+from oct_foundation.runtime.spmd import SpmdRuntime, by_samples
 from pretraining.assemble import build_state
 from pretraining.step import train_step
 from pretraining.tasks.vjepa_objective import VJEPAObjective
@@ -100,6 +101,16 @@ def split_by_hand(num_heads: int) -> dict[str, object]:
     return {"heads": part.shape[0], "difference": differences}
 
 
+def dropped(runtime: SpmdRuntime, step: int) -> list[list[float]]:
+    """The mask of a step, a row per sample, two samples on each device."""
+    runtime.seed_step(0, step)
+    samples = torch.ones(BATCH, 64, device=runtime.device) * 1.0
+    xs.mark_sharding(samples, runtime.mesh, by_samples(2))
+    mask = torch.nn.functional.dropout(samples)
+    runtime.end_step()
+    return mask.cpu().tolist()
+
+
 def main() -> None:
     sharded, plain = Side(SpmdRuntime()), Side(NativeRuntime("cpu"))
     report = {"cores": sharded.runtime.cores, "world_size": sharded.runtime.world_size, "loss": 0.0, "norm": 0.0}
@@ -126,6 +137,7 @@ def main() -> None:
     report["norm_after_resume"] = abs(found["grad_norm"] / expected["grad_norm"] - 1)
     report["weights_after_resume"] = largest(sharded.captured()["model"], plain.captured()["model"])
     report["split_by_hand"] = [split_by_hand(num_heads) for num_heads in (8, 6)]
+    report["dropped"] = [dropped(sharded.runtime, step) for step in (5, 6, 5)]  # the last one as after a resume
     print(json.dumps(report))
 
 

@@ -30,6 +30,11 @@ def report_ranks(runtime, folder: Path) -> int:
         replica(torch.ones(1, 2)).sum().backward()
     replica(torch.full((1, 2), float(runtime.rank))).sum().backward()
     seen |= {"weight": model.weight.tolist(), "grad": model.weight.grad.tolist()}
+    dropped = {}
+    for step in (5, 6, 5):  # the last one as after a resume
+        runtime.seed_step(0, step)
+        dropped.setdefault(step, []).append(torch.nn.functional.dropout(torch.ones(64)).tolist())
+    seen["dropped"] = dropped
     runtime.barrier()
     (folder / f"{runtime.rank}.json").write_text(json.dumps(seen))
     return 0
@@ -38,6 +43,9 @@ def report_ranks(runtime, folder: Path) -> int:
 def test_two_gloo_ranks_exchange_objects_means_weights_and_gradients(tmp_path):
     assert launch("cpu", report_ranks, tmp_path, num_processes=2) == 0
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    masks = [rank.pop("dropped") for rank in (first, second)]
+    assert all(mask["5"][0] == mask["5"][1] != mask["6"][0] for mask in masks)
+    assert masks[0]["5"] != masks[1]["5"], "two ranks with one mask: half of its randomness is lost"
     assert first == second, "ranks disagree"
     assert first["gathered"] == [{"rank": 0}, {"rank": 1}]
     assert first["mean"] == {"loss": 0.5}

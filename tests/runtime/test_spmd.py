@@ -22,7 +22,6 @@ def oracle() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_four_sharded_devices_take_the_steps_of_one_plain_cpu_on_the_union_of_their_batches(oracle):
     assert (oracle["cores"], oracle["world_size"]) == (4, 1)
     assert oracle["loss"] < 1e-4
@@ -30,13 +29,11 @@ def test_four_sharded_devices_take_the_steps_of_one_plain_cpu_on_the_union_of_th
     assert oracle["weights"] < 1e-4  # student, predictor and teacher, after 4 steps of up to 4e-4
 
 
-@pytest.mark.slow
 def test_weights_and_moments_stay_split_in_one_train_graph(oracle):
     assert oracle["not_split"] == []
     assert oracle["train_graphs"] == 1
 
 
-@pytest.mark.slow
 def test_a_sharded_checkpoint_holds_whole_tensors_and_goes_on_unsharded_and_back(oracle):
     assert oracle["devices_in_checkpoint"] == ["cpu"]
     assert oracle["resumed_unsharded"] == 0.0
@@ -47,12 +44,17 @@ def test_a_sharded_checkpoint_holds_whole_tensors_and_goes_on_unsharded_and_back
     assert oracle["weights_after_resume"] < 1e-4
 
 
-@pytest.mark.slow
 def test_a_kernel_gets_each_devices_heads_where_they_divide_and_all_of_them_else(oracle):
     divides, does_not = oracle["split_by_hand"]
     assert divides["heads"] == 8 // 4
     assert does_not["heads"] == 6
     assert max(divides["difference"], does_not["difference"]) < 1e-6
+
+
+def test_devices_drop_out_other_parts_and_the_same_again_after_a_resume(oracle):
+    mask, of_next_step, again = oracle["dropped"]
+    assert mask == again != of_next_step
+    assert len({tuple(row) for row in mask}) == len(mask)
 
 
 @pytest.mark.parametrize(
