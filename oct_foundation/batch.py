@@ -3,15 +3,34 @@
 No metadata, paths or ids travel here: a tensor subclass or an object inside a batch breaks the transfer to XLA.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class JEPABatch:
+class TensorBatch:
+    """Fields that are tensors, mappings of tensors, or facts for the host."""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same batch with `change` of every tensor."""
+        return type(self)(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _changed(part, change) for name, part in value.items()}
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class JEPABatch(TensorBatch):
     """Two aligned views and the split of their tokens (shape letters: geometry.py).
 
     context_view, target_view: uint8 or float [B, 1, D, H, W]; context_idx: int64 [B, Nc]; target_idx: int64 [B, Nt],
@@ -27,11 +46,6 @@ class JEPABatch:
     def from_dict(cls, collated: Mapping[str, torch.Tensor]) -> Self:
         """Takes the fields by name out of a collated training batch; further entries (`mask`) stay behind."""
         return cls(**{field.name: collated[field.name] for field in fields(cls)})
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on `device`."""
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()}
-        return type(self)(**moved)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields by name."""
@@ -53,7 +67,7 @@ class ModalitySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversationBatch:
+class ConversationBatch(TensorBatch):
     """Rows of text with images in them: R rows of L tokens, sorted by modality.
 
     images: modality -> float [n, *shape], in the order of that modality's places in the rows; only modalities that
@@ -76,12 +90,3 @@ class ConversationBatch:
     def num_samples(self) -> int:
         """R, the rows."""
         return self.input_ids.shape[0]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on `device`."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("input_ids", "attention_mask", "labels")
-        }
-        images = {name: image.to(device, non_blocking=non_blocking) for name, image in self.images.items()}
-        return type(self)(images=images, rows=self.rows, **moved)

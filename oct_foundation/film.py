@@ -5,9 +5,10 @@ Floor 0, as batch.py: data, model, losses and evaluation all speak of these. Mod
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
 
 import torch
+
+from oct_foundation.batch import TensorBatch
 
 CONTINUOUS = ("video", "text", "fmri")
 AUDIO = "audio"
@@ -51,7 +52,7 @@ class FilmShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilmBatch:
+class FilmBatch(TensorBatch):
     """B TRs. video: float32 [B, video_dim], 0 to 1, after the blood's response a little beyond; video_target: float32
     [B, frame_dim], the picture to show, 0 to 1; audio: int64 [B, audio_dim], all codes of the first book, then of the
     next; text: float32 [B, text_dim]; fmri: float32 [B, voxels], z-scored.
@@ -62,10 +63,6 @@ class FilmBatch:
     audio: torch.Tensor
     text: torch.Tensor
     fmri: torch.Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on `device`."""
-        return type(self)(**{name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items()})
 
     @property
     def num_samples(self) -> int:

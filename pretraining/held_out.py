@@ -5,9 +5,8 @@ devices.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch
 from data_setup.datasets import BadVolume, PreparedVolumes
 from data_setup.masking import MaskGenerator
 from data_setup.randomness import Purpose, sample_rng
+from oct_foundation.batch import TensorBatch
 
 MAX_POSITIONS = 64  # where tokens are compared between volumes: all M x N x E of large volumes are gigabytes
 NUM_VIEWS = 8  # masked views of a volume, the q of LiDAR (arXiv 2312.04000)
@@ -23,7 +23,7 @@ _VOLUMES_FOR_THRESHOLD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Look(TensorBatch):
     """B volumes and all that is asked about them (shape letters: geometry.py).
 
     volume: uint8 [B, 1, D, H, W]; context_idx, target_idx: int64 [B, Nc], [B, Nt]; positions: int64 [B, n], those that
@@ -37,11 +37,6 @@ class Look:
     positions: torch.Tensor
     slots: torch.Tensor
     foreground: torch.Tensor
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The same on `device`."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)}
-        return type(self)(**moved)
 
 
 class HeldOut:

@@ -4,7 +4,7 @@ One process per device everywhere: a chip under `xmp.spawn`, a GPU under torchru
 is a sharded run on XLA, where one process drives all devices of its host.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -25,10 +25,14 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class DeviceBatch(Protocol):
-    """A batch that can be moved to a device."""
+    """A batch that can be moved to a device (oct_foundation/batch.py)."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """The same batch on `device`."""
+        ...
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same batch with `change` of every tensor."""
         ...
 
 

@@ -4,8 +4,7 @@ What enters are whole weights and each host's share of the batch; the compiler p
 between (arXiv 2105.04663), so that weights, gradients and moments take 1/n of the memory of each of n devices.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,30 +95,18 @@ class SpmdRuntime(XlaRuntime):
         return f"XLA on {xr.device_type()} (sharded over {self.num_shares} devices of {self.world_size} hosts)"
 
     def _send(self, batch: B) -> B:
-        """Samples split over this host's devices."""
-        assert dataclasses.is_dataclass(batch), "a batch is a dataclass of tensors (oct_foundation/batch.py)"
-        values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **self._send_values(values))
+        """Samples split over this host's devices: [B, ...] of this host -> [B * hosts, ...] of all."""
+        return batch.map(self._send_rows)
 
-    def _send_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The tensors among them, [B, ...] of this host -> [B * hosts, ...] of all, each row on one device.
-
-        Rows that do not divide go to every device, where there is one host only.
-        """
-        sent: dict[str, Any] = {}
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                sent[name] = self._send_values(value)
-            elif not isinstance(value, torch.Tensor):
-                sent[name] = value
-            elif len(value) % self.cores == 0:
-                sharding = xs.ShardingSpec(self.mesh, by_samples(value.ndim), minibatch=True)
-                (sent[name],) = xm.send_cpu_data_to_device([value], self.device, sharding)
-            elif self.world_size == 1:
-                sent[name] = value.to(self.device)
-            else:
-                raise ValueError(f"{name}: {len(value)} rows cannot be split over the {self.cores} devices of a host")
-        return sent
+    def _send_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Each row on one device. Rows that do not divide go to every device, where there is one host only."""
+        if len(tensor) % self.cores == 0:
+            sharding = xs.ShardingSpec(self.mesh, by_samples(tensor.ndim), minibatch=True)
+            (sent,) = xm.send_cpu_data_to_device([tensor], self.device, sharding)
+            return sent
+        if self.world_size == 1:
+            return tensor.to(self.device)
+        raise ValueError(f"{len(tensor)} rows of a batch cannot be split over the {self.cores} devices of a host")
 
     def _split_moments(self, optimizer: torch.optim.Optimizer) -> None:
         self._split_state([moment for state in optimizer.state.values() for moment in state.values()])

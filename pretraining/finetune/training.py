@@ -8,11 +8,11 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 
+from oct_foundation.batch import TensorBatch
 from oct_foundation.models.head import FineTuned, build_head
 from oct_foundation.models.vjepa3d import PRESETS
 from oct_foundation.optim.adamw import AdamW
@@ -27,16 +27,11 @@ from pretraining.finetune.settings import FineTuneSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledBatch:
+class LabelledBatch(TensorBatch):
     """volumes: uint8 [B, 1, D, H, W]; targets: int64 or float32 [B]."""
 
     volumes: torch.Tensor
     targets: torch.Tensor
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The same batch on `device`."""
-        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.volumes, self.targets))
-        return type(self)(**dict(zip(("volumes", "targets"), moved, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,48 @@ def test_a_single_process_needs_no_group():
 def test_batches_arrive_all_and_in_order():
     batches = [OneTensor(torch.tensor(i)) for i in range(5)]
     assert [int(b.value) for b in NativeRuntime("cpu").batches(iter(batches))] == [0, 1, 2, 3, 4]
+
+
+class Stream:
+    """One of CUDA's, as far as it can be had without a GPU: writes down what waits for what."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+@dataclass(frozen=True)
+class Numbered:
+    number: int
+    log: list[str]
+
+    def map(self, change):
+        assert change is torch.Tensor.pin_memory
+        return self
+
+    def to(self, device, non_blocking=False):
+        assert non_blocking
+        self.log.append(f"copy {self.number}")
+        return self
+
+
+def test_on_cuda_a_batch_is_on_its_way_while_the_one_before_it_is_worked_on(monkeypatch):
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copying", log))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("work", log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    for batch in NativeRuntime("cuda").batches(Numbered(number, log) for number in range(3)):
+        batch.log.append(f"step {batch.number}")
+    before, after = "copying waits for work", "work waits for copying"
+    assert log == [
+        before, "copy 0", after,
+        before, "copy 1", "step 0", after,
+        before, "copy 2", "step 1", after,
+        "step 2",
+    ]  # fmt: skip
 
 
 def test_fetch_gives_floats_by_name():
