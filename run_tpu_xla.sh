@@ -45,15 +45,6 @@ done
 set -- ${training[@]+"${training[@]}"}
 
 command=("$PYTHON" -m pretraining.train "$@")
-# One process per GPU. torch-xla starts its own processes, one per chip.
-gpus=0
-if [[ " $* " != *" --device cpu"* && " $* " != *" --device xla"* ]] && command -v nvidia-smi > /dev/null; then
-    gpus=$(nvidia-smi --list-gpus 2> /dev/null | grep -c '^GPU' || true)
-fi
-if ((gpus > 1)); then
-    command=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$gpus" -m pretraining.train "$@")
-fi
-
 export OCTFM_STARTED="${OCTFM_STARTED:-$(date +%Y%m%d-%H%M%S)}"
 # The supervisor takes the place of this shell: its pid is the one to signal.
 exec "${supervisor[@]}" -- "${command[@]}"

@@ -248,16 +248,20 @@ class CheckpointSection(CheckpointSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSection:
-    """`--device` of the launcher sets the first; the second starts gloo processes on a CPU; how long is too long."""
+    """device: `--device` of the launcher sets it. num_processes: ranks on this host; null: one per visible GPU, or one
+    on a CPU. watchdog: how long is too long.
+    """
 
     device: DeviceChoice = "auto"
-    num_processes: int = 1
+    num_processes: int | None = None
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
 
     def __post_init__(self) -> None:
+        if self.num_processes is None:
+            return
         check_least("runtime.num_processes", self.num_processes, 1)
-        if self.num_processes > 1 and self.device != "cpu":
+        if self.num_processes > 1 and self.device not in ("cpu", "cuda"):
             raise ValueError(
-                f"runtime.num_processes={self.num_processes} starts CPU processes and needs runtime.device=cpu; found "
-                f"{self.device}. GPUs are started by torchrun, TPU chips by xmp.spawn: leave it at 1 there"
+                f"runtime.num_processes={self.num_processes} needs runtime.device=cpu or cuda; found {self.device}. "
+                f"XLA starts a process per TPU chip by itself: leave it at null there"
             )

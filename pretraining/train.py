@@ -20,7 +20,7 @@ from oct_foundation.runtime.base import RuntimeKind
 from oct_foundation.runtime.exits import ExitCode, clear_exits, combined_code, read_exits
 from oct_foundation.runtime.lifeline import LifelineSettings
 from oct_foundation.runtime.preemption import PreemptionNotice
-from oct_foundation.runtime.select import choose_kind, launch
+from oct_foundation.runtime.select import choose_kind, launch, native_ranks
 from oct_foundation.runtime.stopping import GRACE_S, SignalListener
 from pretraining.assemble import Job
 from pretraining.config import RunConfig, load_config
@@ -146,13 +146,16 @@ def _preemption_noticed() -> Iterator[None]:
         notice.stop()
 
 
-def _known_world_size(config: RunConfig, kind: str) -> int | None:
-    """Ranks of the run where they are known before it starts; a TPU's are known inside the workers only."""
+def _known_world_size(config: RunConfig, kind: RuntimeKind) -> int | None:
+    """Ranks of the run where they are known before it starts; a TPU's are known inside the workers only.
+
+    Raises ValueError for more ranks than GPUs.
+    """
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     if kind == "xla":
         return None if os.environ.get("PJRT_DEVICE", "") == "TPU" else 1
-    return config.runtime.num_processes
+    return native_ranks(kind, config.runtime.num_processes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,19 +55,34 @@ def choose_kind(choice: DeviceChoice) -> RuntimeKind:
             return choice
 
 
+def native_ranks(kind: Literal["cuda", "cpu"], wanted: int | None = None) -> int:
+    """Ranks of this host where torchrun has not started them: `wanted`, else one per visible GPU, one on a CPU.
+
+    Raises ValueError where more are wanted than there are GPUs.
+    """
+    if kind == "cpu":
+        return wanted or 1
+    import torch
+
+    present = torch.cuda.device_count()
+    if wanted is not None and wanted > present:
+        raise ValueError(f"{wanted} processes are wanted, one per GPU, and torch sees {present} GPU(s) here")
+    return wanted or present
+
+
 def launch(
-    kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int = 1, sharding: Sharding = "none"
+    kind: RuntimeKind, worker: Worker[T], argument: T, num_processes: int | None = None, sharding: Sharding = "none"
 ) -> int:
     """Runs `worker(runtime, argument)` once per device and returns the exit code, 0 if all ranks returned 0.
 
-    xla: xmp.spawn, all chips of this host, or one process of XLA on the CPU. cuda, cpu: this process is the rank,
-    which torchrun may have started several times; cpu with `num_processes` > 1 starts gloo processes itself. Sharded
-    on XLA: this process is the rank, and drives all chips of this host.
+    xla: xmp.spawn, all chips of this host, or one process of XLA on the CPU. cuda, cpu: `native_ranks` processes, or
+    this one where there is one, or where torchrun has started it. Sharded on XLA: this process is the rank, and
+    drives all chips of this host.
     """
     if kind == "xla":
         return _run_spmd(worker, argument) if sharding == "full" else _spawn_xla(worker, argument)
-    if kind == "cpu" and num_processes > 1 and "RANK" not in os.environ:
-        return _spawn_gloo(worker, argument, num_processes, sharding)
+    if "RANK" not in os.environ and (count := native_ranks(kind, num_processes)) > 1:
+        return _spawn_native(kind, worker, argument, count, sharding)
     if SignalListener.installed is not None:
         SignalListener.installed.divert(_leave_before_training)
     return _run(_native_runtime(kind, sharding), worker, argument)
@@ -141,7 +156,7 @@ def _run_spmd(worker: Worker[T], argument: T) -> int:
     return _run(SpmdRuntime(), worker, argument)
 
 
-def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int, sharding: Sharding) -> int:
+def _spawn_native(kind: Literal["cuda", "cpu"], worker: Worker[T], argument: T, count: int, sharding: Sharding) -> int:
     import socket
 
     import torch.multiprocessing
@@ -151,20 +166,28 @@ def _spawn_gloo(worker: Worker[T], argument: T, num_processes: int, sharding: Sh
     try:
         with _ranks_watched():
             torch.multiprocessing.spawn(
-                _gloo_worker, args=(worker, argument, num_processes, port, sharding), nprocs=num_processes
+                _native_worker, args=(kind, worker, argument, count, port, sharding), nprocs=count
             )
     except torch.multiprocessing.ProcessExitedException as ended:  # the rank has said why
         return ended.exit_code if ended.exit_code > 0 else 1
     return 0
 
 
-def _gloo_worker(rank: int, worker: Worker[T], argument: T, num_processes: int, port: int, sharding: Sharding) -> None:
+def _native_worker(
+    rank: int,
+    kind: Literal["cuda", "cpu"],
+    worker: Worker[T],
+    argument: T,
+    count: int,
+    port: int,
+    sharding: Sharding,
+) -> None:
     import torch
 
-    rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
+    rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in rendezvous.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
-    code = _run(_native_runtime("cpu", sharding), worker, argument)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    code = _run(_native_runtime(kind, sharding), worker, argument)
     if code:
         sys.exit(code)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oct_foundation.runtime.native import NativeRuntime
-from oct_foundation.runtime.select import choose_kind, launch
+from oct_foundation.runtime.select import choose_kind, launch, native_ranks
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,15 @@ def test_autocast_is_bf16_or_nothing():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present here: its absence cannot be tested")
+@pytest.mark.parametrize(("wanted", "expected"), [(None, 3), (2, 2)])
+def test_a_host_gets_a_rank_for_each_visible_gpu_or_as_many_as_are_wanted(monkeypatch, wanted, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert native_ranks("cuda", wanted) == expected
+    with pytest.raises(ValueError, match=r"4 processes are wanted, one per GPU, and torch sees 3"):
+        native_ranks("cuda", 4)
+    assert (native_ranks("cpu"), native_ranks("cpu", 4)) == (1, 4)
+
+
 def test_a_device_that_is_not_there_is_an_error_that_says_what_is():
     with pytest.raises(ValueError, match="no CUDA device"):
         choose_kind("cuda")
