@@ -124,7 +124,7 @@ def _rendezvous(inventory: Inventory, answers: Sequence[Answer], device: str) ->
         )
     if device != "cpu" and any(fact["num_gpus"] > 1 for fact in facts):
         raise ConfigError(
-            "hosts with several GPUs: fleet starts one rank per host, which would leave the other GPUs idle. Start them "
+            "hosts with several GPUs: fleet starts one rank per host, and the other GPUs would be idle. Start them "
             "by torchrun, with --nnodes and --rdzv-endpoint"
         )
     address = inventory.master_address or (inventory.hosts[0].address if inventory.hosts else None)
