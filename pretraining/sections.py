@@ -179,9 +179,10 @@ class OptimSection:
 class TrainSection:
     """How long, in which precision, and what is said on the way.
 
-    sharding: `full` splits weights, gradients and moments over the devices, for models that do not fit one. remat:
-    which transformer blocks throw their activations away and compute them again in the backward, for memory.
-    compile: torch.compile of the blocks, on CPU and CUDA (XLA compiles the whole step anyway).
+    precision: of matrix work; bf16 is fp32 where a processor would emulate it. sharding: `full` splits weights,
+    gradients and moments over the devices, for models that do not fit one. remat: which transformer blocks throw their
+    activations away and compute them again in the backward, for memory. compile: torch.compile of the blocks, on CPU
+    and CUDA (XLA compiles the whole step anyway).
     """
 
     epochs: int = 1

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,8 @@ from oct_foundation.runtime.ranks import TIMEOUT, Ranks, waiting_for_ranks
 class NativeRuntime:
     """One rank on `kind`; rank and world size come from torchrun's environment, else it is alone."""
 
+    caches_casts = True
+
     def __init__(self, kind: Literal["cuda", "cpu"]) -> None:
         self.kind: Literal["cuda", "cpu"] = kind
         self.rank = int(os.environ.get("RANK", "0"))
@@ -29,6 +32,7 @@ class NativeRuntime:
         if kind == "cuda":
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
+        self.has_bf16 = torch.cuda.is_bf16_supported(False) if kind == "cuda" else cpu_has_bf16()
         host_group = None
         if self.world_size > 1:
             # DDP reduces over nccl on CUDA; objects always travel over gloo, so that no host exchange meets the GPU.
@@ -92,8 +96,12 @@ class NativeRuntime:
         return dict(values)
 
     def autocast(self, precision: Precision) -> AbstractContextManager[None]:
-        """bf16 needs no gradient scaler."""
-        return torch.autocast(self.kind, dtype=torch.bfloat16, enabled=precision == "bf16")
+        """bf16 needs no gradient scaler. Without instructions for it, it would be emulated, and fp32 takes its place.
+
+        A step of vit_small, bf16 against fp32: .63 of the time with AVX512_BF16, 2.1 with AVX-512 alone, 9 with AVX2.
+        """
+        enabled = precision == "bf16" and self.has_bf16
+        return torch.autocast(self.kind, dtype=torch.bfloat16, enabled=enabled, cache_enabled=self.caches_casts)
 
     def accumulation(self, model: nn.Module) -> AbstractContextManager[None]:
         """DDP leaves the gradients alone here."""
@@ -130,6 +138,15 @@ class NativeRuntime:
 
     def describe(self) -> str:
         """GPU name, or processor and threads."""
+        native = "" if self.has_bf16 else ", no bf16: fp32 takes its place"
         if self.kind == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+            return f"{torch.cuda.get_device_name(self.device)}{native}"
+        return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads{native})"
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether products of bfloat16 are instructions of this processor, as the kernel has it; outside Linux no."""
+    try:
+        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())
+    except OSError:
+        return False

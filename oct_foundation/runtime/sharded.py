@@ -14,12 +14,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from oct_foundation.runtime.base import Precision
 from oct_foundation.runtime.native import NativeRuntime
 
 
 class ShardedRuntime(NativeRuntime):
     """One of at least two ranks."""
+
+    caches_casts = False  # cached, all weights of a forward would stay in bfloat16 until its end
 
     def place(self, model: nn.Module) -> nn.Module:
         """Shares of rank 0's weights on this rank's device, the buffers whole.
@@ -68,10 +69,6 @@ class ShardedRuntime(NativeRuntime):
             value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
             target = target.to_local()
         target.copy_(value)
-
-    def autocast(self, precision: Precision) -> AbstractContextManager[None]:
-        """Without a cache of cast weights, which would keep all weights of a forward in bfloat16 until its end."""
-        return torch.autocast(self.kind, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
     def accumulation(self, model: nn.Module) -> AbstractContextManager[None]:
         """Gradients of the rank's own add up, whole, without any exchange."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from oct_foundation.runtime.native import NativeRuntime
+from oct_foundation.runtime.native import NativeRuntime, cpu_has_bf16
 from oct_foundation.runtime.select import choose_kind, launch, native_ranks
 
 
@@ -107,6 +107,7 @@ class Numbered:
 def test_on_cuda_a_batch_is_on_its_way_while_the_one_before_it_is_worked_on(monkeypatch):
     log: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copying", log))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("work", log))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
@@ -125,13 +126,32 @@ def test_fetch_gives_floats_by_name():
     assert NativeRuntime("cpu").fetch({"a": torch.tensor(1.5), "b": torch.tensor(2)}) == {"a": 1.5, "b": 2.0}
 
 
-def test_autocast_is_bf16_or_nothing():
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "expected"),
+    [("bf16", True, torch.bfloat16), ("bf16", False, torch.float32), ("fp32", True, torch.float32)],
+)
+def test_matrix_work_is_bf16_where_that_is_wanted_and_not_emulated(precision, has_bf16, expected):
     runtime = NativeRuntime("cpu")
-    left, right = torch.ones(2, 2), torch.ones(2, 2)
-    with runtime.autocast("bf16"):
-        assert (left @ right).dtype == torch.bfloat16
-    with runtime.autocast("fp32"):
-        assert (left @ right).dtype == torch.float32
+    runtime.has_bf16 = has_bf16
+    with runtime.autocast(precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+    assert ("fp32 takes its place" in runtime.describe()) != has_bf16
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 sha_ni", True),  # AMD since Zen 4
+        ("flags\t\t: fpu avx2 avx512f amx_bf16 avx512_bf16 amx_tile", True),  # Intel since Sapphire Rapids
+        ("flags\t\t: fpu avx2 avx512f avx512bw", False),
+        ("Features\t: fp asimd sve bf16 i8mm", True),  # Arm: Graviton 3
+        ("Features\t: fp asimd crc32", False),
+    ],
+)
+def test_the_kernel_says_whether_the_processor_has_bf16(tmp_path, cpuinfo, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}\n")
+    assert cpu_has_bf16(tmp_path / "cpuinfo") == expected
+    assert not cpu_has_bf16(tmp_path / "not there")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present here: its absence cannot be tested")
