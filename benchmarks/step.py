@@ -12,8 +12,7 @@ import string
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,7 +25,7 @@ from oct_foundation.optim.adamw import AdamW
 from oct_foundation.optim.clipping import GradientGuard
 from oct_foundation.optim.groups import parameter_groups
 from oct_foundation.runtime.base import Precision
-from oct_foundation.runtime.native import NativeRuntime
+from oct_foundation.runtime.native import NativeRuntime, cpu_has_bf16
 from pretraining.step import train_step
 from pretraining.tasks.vjepa_objective import VJEPAObjective
 from pretraining.vjepa_config import VJEPARunConfig
@@ -48,15 +47,21 @@ MAX_NORM, LEARNING_RATE, WEIGHT_DECAY, MOMENTUM = 1.0, 1e-4, 0.05, 0.996
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One shape to time: voxels [D, H, W] and volumes per step."""
+    """One shape to time: voxels [D, H, W] and volumes per step; bf16 is autocast's, for all contestants alike."""
 
     image_size: tuple[int, int, int]
     batch_size: int
+    precision: Precision = "fp32"
 
     @property
     def name(self) -> str:
         """As it stands in the report."""
-        return f"{list(self.image_size)} x {self.batch_size}"
+        return f"{list(self.image_size)} x {self.batch_size} {self.precision}"
+
+    @property
+    def tolerance(self) -> float:
+        """By what the losses of contestants may differ that compute the same."""
+        return 1e-4 if self.precision == "fp32" else 1e-2
 
     def config(self, name: str) -> VJEPA3DConfig:
         """vit_small with the positions of that contestant; the layout that V-JEPA 2 has, where it is compared."""
@@ -82,13 +87,21 @@ class Case:
 
 # A laptop with 4 GiB to spare takes the small batches; in the larger ones what a step costs whatever its batch
 # (moments, clip and EMA of 29 M weights, the same on both sides) no longer hides the difference.
-CPU_CASES = (
+FP32_CASES = (
     Case(image_size=(16, 128, 128), batch_size=2),
     Case(image_size=(16, 128, 128), batch_size=8),
     Case(image_size=(32, 192, 192), batch_size=1),
     Case(image_size=(32, 192, 192), batch_size=4),
 )
-CUDA_CASES = (*CPU_CASES, Case(image_size=(64, 384, 384), batch_size=2))
+BF16_CASES = (replace(FP32_CASES[1], precision="bf16"), replace(FP32_CASES[3], precision="bf16"))
+CUDA_CASES = (*BF16_CASES, Case(image_size=(64, 384, 384), batch_size=2, precision="bf16"))
+
+
+def cases_of(device: torch.device) -> tuple[Case, ...]:
+    """What is worth timing there: bf16 on a CPU that has instructions for it, nothing else on CUDA."""
+    if device.type == "cuda":
+        return CUDA_CASES
+    return FP32_CASES + (BF16_CASES if cpu_has_bf16() else ())
 
 
 def build(name: str, case: Case, device: torch.device) -> VJEPA3D | VJEPA2Peer:
@@ -115,7 +128,7 @@ class Ours:
         self.optimizer = AdamW(parameter_groups(self.model), guard=guard)
         self.objective = VJEPAObjective(VJEPARunConfig(model=case.config(name)))
         self.runtime = NativeRuntime("cuda" if device.type == "cuda" else "cpu")
-        self.precision: Precision = "bf16" if device.type == "cuda" else "fp32"
+        self.precision = case.precision
 
     def __call__(self, batch: JEPABatch) -> torch.Tensor:
         """One update on `batch`."""
@@ -131,11 +144,11 @@ class Peer:
         self.model = build(name, case, device).train()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-        self.device = device
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=case.precision == "bf16")
 
     def __call__(self, batch: JEPABatch) -> torch.Tensor:
         """One update on `batch`."""
-        with precision(self.device):
+        with self.autocast:
             loss, _, _ = self.model(
                 batch.context_view, batch.target_view, context_idx=batch.context_idx, target_idx=batch.target_idx
             )
@@ -150,11 +163,6 @@ class Peer:
 def contestant_of(name: str, case: Case, device: torch.device) -> Ours | Peer:
     """By its name in NAMES."""
     return Peer(name, case, device) if name.startswith("peer") else Ours(name, case, device)
-
-
-def precision(device: torch.device) -> AbstractContextManager[None]:
-    """float32 on a CPU, bfloat16 autocast on CUDA, for all contestants alike."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -182,7 +190,7 @@ def time_case(
     batch = case.batch(device)
     contestants = {name: contestant_of(name, case, device) for name in NAMES}
     losses = {name: [float(call(batch)) for _ in range(NUM_COMPARED)] for name, call in contestants.items()}
-    same_losses(losses, tolerance=1e-4 if device.type == "cpu" else 1e-2)  # float32; bfloat16
+    same_losses(losses, case.tolerance)
     durations: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}
     for number in range(num_warmup + num_steps):
         shift = number % len(NAMES)
@@ -239,16 +247,15 @@ def figures_of(name: str, case: Case, device: torch.device, durations: list[tupl
 
 
 def main() -> None:
-    """Times every case, prints a table and then the report; a part is a case, in the order of CPU_CASES from `a`."""
-    cases = CUDA_CASES if torch.cuda.is_available() else CPU_CASES
+    """Times every case, prints a table and then the report; a part is a case, in the order of `cases_of` from `a`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = cases_of(device)
     letters = string.ascii_lowercase[: len(cases)]
     arguments = parse_arguments(__doc__.splitlines()[0], parts=letters)
     num_warmup, num_steps = (0, 5) if arguments.quick else (2, 12)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures: dict[str, object] = {
         "steps": num_steps,
-        "dtype": "bf16 autocast" if device.type == "cuda" else "fp32",
-        "trainable_parameters": VJEPA3D(CPU_CASES[0].config("ours sincos")).num_trainable_parameters,
+        "trainable_parameters": VJEPA3D(cases[0].config("ours sincos")).num_trainable_parameters,
     }
     ratios: dict[str, float] = {}
     for case in (cases[letters.index(letter)] for letter in arguments.part):
