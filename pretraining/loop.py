@@ -22,8 +22,6 @@ from pretraining.tasks.task import quotients
 
 # Steps 1 and 2 may compile; a program compiled later means that something in the step changes with the data.
 WARM_UP_STEPS = 2
-# Of the 30 s of a Spot machine: 5 s may pass until all ranks know, the rest is for leaving.
-EMERGENCY_SAVE_S = 20.0
 # Train metrics are missed after this many logging intervals without any.
 MISSED_INTERVALS = 3
 
@@ -284,7 +282,7 @@ def stop(run: Run, code: ExitCode) -> None:
     if not run.config.checkpoint.enabled:
         text = f"{reason}: stopped at step {step}; nothing is saved, since checkpoints are off"
         raise StoppedError(ExitCode.STOPPED_UNSAVED, text)
-    if trouble := gather(_save_now(run, timeout_s=EMERGENCY_SAVE_S))[0]:
+    if trouble := gather(_save_now(run, timeout_s=run.life.stop.save_within_s))[0]:
         raise StoppedError(ExitCode.STOPPED_UNSAVED, f"{reason}: stopped at step {step}, not saved: {trouble}")
     run.life.stop.late_code = ExitCode.STOPPED
     raise StoppedError(ExitCode.STOPPED, f"{reason}: saved and stopped at step {step}; the same command goes on")

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ class RunFolder:
         """
         sys.stdout.flush()
         sys.stderr.flush()
+        resource_tracker.ensure_running()  # Python's, else made by the first child, and the pipe's last holder
         tee = subprocess.Popen(["sh", "-c", _TEE, "sh", str(self.log)], stdin=subprocess.PIPE, start_new_session=True)
         assert tee.stdin is not None
         for descriptor in (1, 2):
@@ -123,6 +125,8 @@ def close_tee(tee: subprocess.Popen[bytes]) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
+    # The parent of loader workers holds the pipe, too, and would end only after us.
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     nothing = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nothing, descriptor)

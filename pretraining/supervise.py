@@ -41,7 +41,7 @@ class Patience:
 
     max_restarts: int = 5
     backoff_s: float = 10.0
-    grace_s: float = 60.0  # the job gives itself 30
+    grace_s: float = 60.0  # half of it for saving: a Spot machine has 30
 
     def __post_init__(self) -> None:
         given = {"--max-restarts": self.max_restarts, "--backoff": self.backoff_s, "--grace": self.grace_s}
@@ -124,7 +124,10 @@ class Supervisor:
             with suppress(OSError):  # the job clears them as well
                 clear_exits(self._folder.exits)
         try:
-            job = start_in_own_group(self._command, {**os.environ, "OCTFM_STATUS": str(self._status)})
+            # Half of the grace: a rank that is not done by then says so, and is not cut off in the middle.
+            grace = {"OCTFM_GRACE_S": f"{self._patience.grace_s / 2:g}"}
+            environment = {**os.environ, "OCTFM_STATUS": str(self._status), **grace}
+            job = start_in_own_group(self._command, environment)
         except OSError as error:  # no memory for a process, right after a job that ran out of it
             return JobEnd(code=ExitCode.FAILED, reason=f"no process can be started: {error}", step=None)
         self._write_record(job=job.pid)
@@ -259,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = Patience()
     parser.add_argument("--max-restarts", type=int, default=default.max_restarts, help="in a row without progress")
     parser.add_argument("--backoff", type=float, default=default.backoff_s, help="seconds before the first restart")
-    parser.add_argument("--grace", type=float, default=default.grace_s, help="seconds from a stop signal to the kill")
+    told = "seconds from a stop signal to the kill; the job saves for half of it"
+    parser.add_argument("--grace", type=float, default=default.grace_s, help=told)
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --: the job")
     given = parser.parse_args(argv)
     try:

@@ -111,7 +111,7 @@ def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: in
         life=LifelineSettings(
             exits=folder.exits,
             watchdog=config.runtime.watchdog,
-            grace_s=UNDER_TORCHRUN_S if "TORCHELASTIC_RUN_ID" in os.environ else GRACE_S,
+            grace_s=_grace_s(),
         ),
         terminal_fd=terminal,
         launcher_pid=os.getpid(),
@@ -122,6 +122,13 @@ def _train(config: RunConfig, folder: RunFolder, kind: RuntimeKind, terminal: in
         at = "before training" if first.step is None else f"at step {first.step}"
         log.error("rank %d on %s left first %s, code %d: %s", first.rank, first.host, at, first.code, first.reason)
     return combined_code(records) or code
+
+
+def _grace_s() -> float:
+    """From a request to stop until a rank leaves, saved or not: as the supervisor or torchrun allow."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return UNDER_TORCHRUN_S
+    return float(os.environ.get("OCTFM_GRACE_S", GRACE_S))
 
 
 def _tell_supervisor(folder: RunFolder) -> None:

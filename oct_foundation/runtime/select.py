@@ -157,16 +157,15 @@ def _run_spmd(worker: Worker[T], argument: T) -> int:
 
 
 def _spawn_native(kind: Literal["cuda", "cpu"], worker: Worker[T], argument: T, count: int, sharding: Sharding) -> int:
-    import socket
-
+    import torch.distributed as dist
     import torch.multiprocessing
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    # Here, and not in rank 0, which would bind seconds after somebody had found the port free.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     try:
         with _ranks_watched():
             torch.multiprocessing.spawn(
-                _native_worker, args=(kind, worker, argument, count, port, sharding), nprocs=count
+                _native_worker, args=(kind, worker, argument, count, store.port, sharding), nprocs=count
             )
     except torch.multiprocessing.ProcessExitedException as ended:  # the rank has said why
         return ended.exit_code if ended.exit_code > 0 else 1
@@ -186,6 +185,7 @@ def _native_worker(
 
     rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in rendezvous.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is there: rank 0 makes none
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     code = _run(_native_runtime(kind, sharding), worker, argument)
     if code:

@@ -42,6 +42,11 @@ class StopRequest:
         self.reason, self.late_code = "", ExitCode.STOPPED_UNSAVED
 
     @property
+    def save_within_s(self) -> float:
+        """The part of the grace that a save may take: 5 s may pass until all ranks know, the rest is for leaving."""
+        return max(self._grace_s - 10.0, self._grace_s / 2)
+
+    @property
     def asked(self) -> bool:
         """True from the first request on."""
         return self._asked.is_set()

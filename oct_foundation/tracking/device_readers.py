@@ -63,12 +63,13 @@ class CpuReader:
         """One row."""
         ticks, process, at = _machine_ticks(), time.process_time(), time.monotonic()
         busy, total = (ticks[0] - self._ticks[0], ticks[1] - self._ticks[1]) if ticks and self._ticks else (0, 0)
+        busy = min(max(busy, 0), total)  # the kernel's counts of idle time may go back a little
         own = 100 * (process - self._process) / (at - self._at) if at > self._at else None
         self._ticks, self._process, self._at = ticks, process, at
         used, memory = _machine_memory()
         found = {
             "cores": os.cpu_count(),
-            "utilisation": 100 * busy / total if total else None,
+            "utilisation": 100 * busy / total if total > 0 else None,
             "process_utilisation": own,
             "memory_used": used,
             "memory_total": memory,

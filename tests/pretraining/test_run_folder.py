@@ -90,11 +90,16 @@ def test_an_atomic_file_is_readable_by_others(tmp_path):
 
 
 TALKER = """
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 from pretraining.run_folder import RunFolder, close_tee
 tee = RunFolder(Path(sys.argv[1])).tee_output()
 Path(sys.argv[1], "tee.pid").write_text(str(tee.pid))
+loader_worker = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+loader_worker.start()
+loader_worker.join()
 print("first", flush=True)
 sys.stdin.readline()
 try:
@@ -102,6 +107,7 @@ try:
 except BrokenPipeError:
     pass
 close_tee(tee)
+Path(sys.argv[1], "tee.code").write_text(str(tee.returncode))
 sys.exit(75)
 """
 
@@ -110,7 +116,7 @@ def talker(folder: Path, stdout: int) -> "subprocess.Popen[str]":
     """A process that has said its first word into the log and waits for a line."""
     process = subprocess.Popen([sys.executable, "-c", TALKER, str(folder)], cwd=PROJECT, text=True,
                                stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE)  # fmt: skip
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (folder / "train.log").exists() or "first" not in (folder / "train.log").read_text():
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -123,9 +129,10 @@ def talker(folder: Path, stdout: int) -> "subprocess.Popen[str]":
 def test_the_log_hears_what_is_said_after_a_signal_to_every_process(tmp_path, number):
     process = talker(tmp_path, subprocess.PIPE)
     os.kill(int((tmp_path / "tee.pid").read_text()), number)
-    shown, errors = process.communicate("go on\n", timeout=30)
+    shown, errors = process.communicate("go on\n", timeout=120)
     assert (process.returncode, shown, errors) == (75, "first\nlast\n", "")
     assert (tmp_path / "train.log").read_text() == "first\nlast\n"
+    assert (tmp_path / "tee.code").read_text() == "0", "it was not waited for, but killed after 10 s"
 
 
 def test_the_log_goes_on_when_nobody_reads_the_output_any_more(tmp_path):
@@ -133,7 +140,7 @@ def test_the_log_goes_on_when_nobody_reads_the_output_any_more(tmp_path):
     process = talker(tmp_path, writer)
     os.close(writer)
     os.close(reader)
-    process.communicate("go on\n", timeout=30)
+    process.communicate("go on\n", timeout=120)
     assert process.returncode == 75
     assert (tmp_path / "train.log").read_text() == "first\nlast\n"
 
@@ -141,5 +148,5 @@ def test_the_log_goes_on_when_nobody_reads_the_output_any_more(tmp_path):
 def test_a_tee_that_is_gone_does_not_change_how_a_run_ends(tmp_path):
     process = talker(tmp_path, subprocess.PIPE)
     os.kill(int((tmp_path / "tee.pid").read_text()), signal.SIGKILL)
-    _, errors = process.communicate("go on\n", timeout=30)
+    _, errors = process.communicate("go on\n", timeout=120)
     assert (process.returncode, errors) == (75, "")
