@@ -27,6 +27,8 @@ class FilmSection(FilmDataSettings):
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSection:
     """preset: documented (3.5 billion parameters), small or tiny; other keys change one thing of it, null: as it is.
+    Those behind audio_frames_per_tr are the fields of BrainAutoencoderConfig. Checkpoints hold all of them with their
+    values, so that a preset that is changed one day leaves old checkpoints what they are.
 
     n_voxels, text_dim, audio_codebooks, audio_frames_per_tr: what the files of data.source=folder hold, needed there,
     so that a run can be checked and compiled without them.
@@ -37,14 +39,28 @@ class AutoencoderSection:
     text_dim: int | None = None
     audio_codebooks: int | None = None
     audio_frames_per_tr: int | None = None
-    bottleneck_dim: int | None = None
+    video_hidden: tuple[int, ...] | None = None
     video_features: int | None = None
+    audio_hidden: tuple[int, ...] | None = None
     audio_features: int | None = None
+    text_hidden: tuple[int, ...] | None = None
     text_features: int | None = None
-    decoder_dropout: float | None = None
+    joint_widths: tuple[int, ...] | None = None
+    bottleneck_dim: int | None = None
+    fmri_hidden: int | None = None
+    trunk_widths: tuple[int, ...] | None = None
+    video_decoder: tuple[int, ...] | None = None
+    audio_decoder: tuple[int, ...] | None = None
+    text_decoder: tuple[int, ...] | None = None
+    video_dropout: tuple[float, ...] | None = None
+    audio_dropout: tuple[float, ...] | None = None
+    text_dropout: tuple[float, ...] | None = None
+    joint_dropout: tuple[float, ...] | None = None
     fmri_dropout: float | None = None
+    decoder_dropout: float | None = None
     norm: Norm | None = None
     audio_output: AudioOutput | None = None
+    code_width: int | None = None
     gradient_checkpointing: bool | None = None
 
     def shape(self, data: FilmDataSettings) -> FilmShape:
@@ -73,9 +89,9 @@ class AutoencoderSection:
 
     def network(self, data: FilmDataSettings) -> BrainAutoencoderConfig:
         """The preset for these data, with what is changed of it."""
-        of_data = {"preset", "n_voxels", "text_dim", "audio_codebooks", "audio_frames_per_tr"}
-        changes = {name: value for name, value in vars(self).items() if value is not None and name not in of_data}
-        return dataclasses.replace(preset_config(self.preset, self.shape(data)), **changes)
+        preset = preset_config(self.preset, self.shape(data))
+        changes = {name: value for name, value in vars(self).items() if value is not None and hasattr(preset, name)}
+        return dataclasses.replace(preset, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +142,12 @@ class AutoencoderRunConfig(RunConfig):
     def network(self) -> BrainAutoencoderConfig:
         """The model's shape on these data."""
         return self.model.network(self.data)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain nested values, with every width of the network in `model`."""
+        plain, network = super().to_dict(), dataclasses.asdict(self.network)
+        own = {name: network.get(name, value) for name, value in vars(self.model).items()}
+        return plain | {"model": own}
 
     @property
     def shape(self) -> str:

@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from data_setup.neuro.film_data import Film
 from oct_foundation.diagnostics.naive_predictors import autoregressive, fit_autoregression, persistence, ridge
-from oct_foundation.diagnostics.noise_ceiling import Ceiling, noise_ceiling
+from oct_foundation.diagnostics.noise_ceiling import Ceiling, agreement, noise_ceiling
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,22 @@ class Naive:
             baselines["ridge on stimuli"] = np.tile(said, (len(brains), 1))
         except ValueError as error:
             log.warning("no linear map of the stimuli stands beside the model: %s", error)
-        ceiling, sentence = None, "No noise ceiling: fewer than 3 held-out TRs."
-        if len(film.val) >= 3:
-            ceiling, sentence = noise_ceiling(film.subject_series[:, film.val], "subject" if per_subject else "mean")
+        ceiling, sentence = _ceiling(film)
         log.info("%s", sentence)
         as_float32 = [
             {name: value.astype(np.float32) for name, value in group.items()} for group in (baselines, beside)
         ]
         return cls(baselines=as_float32[0], beside=as_float32[1], ceiling=ceiling)
+
+
+def _ceiling(film: Film) -> tuple[Ceiling | None, str]:
+    """Of the held-out TRs; the training TRs say which voxels are alike."""
+    if len(film.val) < 3:
+        return None, "No noise ceiling: fewer than 3 held-out TRs."
+    train, held = (film.subject_series[:, trs] for trs in (film.train, film.val))
+    target: Literal["mean", "subject"] = "subject" if film.mode == "per_subject" else "mean"
+    alike = agreement(train) if len(train) > 1 else None
+    return noise_ceiling(held, target, agreed_elsewhere=alike)
 
 
 def _linear_features(video: np.ndarray, text: np.ndarray) -> np.ndarray:

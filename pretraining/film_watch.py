@@ -192,11 +192,9 @@ class FilmWatch:
     def _write_line(self, step: int, values: Mapping[str, float], learning_rate: float) -> None:
         """`Epoch 3/50 | Train Loss: ... | Val Loss: ... | fMRI Corr: ... | LR: ...`; Corr is over voxels, per TR."""
         last = max((reading.step for reading in self.readings if reading.step < step), default=0)
-        losses = [
-            row["train/total_loss"]
-            for row in read_rows(self.folder.metrics)
-            if "train/total_loss" in row and row["step"] > last
-        ]
+        logged = [row for row in read_rows(self.folder.metrics) if "train/total_loss" in row]
+        # An epoch may be shorter than train.log_every_steps: then the newest loss there is.
+        losses = [row["train/total_loss"] for row in logged if row["step"] > last or row is logged[-1]]
         epochs = (self.total_steps + self.steps_per_epoch - 1) // self.steps_per_epoch
         line = (
             f"Epoch {(step + self.steps_per_epoch - 1) // self.steps_per_epoch}/{epochs} | "

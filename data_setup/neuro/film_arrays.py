@@ -22,7 +22,7 @@ def derived(settings: FilmDataSettings, raw: RawFilm, folder: Path | None) -> Ca
     if folder:
         normalization.save(folder / STATS_FILE)
     series = np.empty((len(raw.series), raw.num_trs, raw.shape.voxels), np.float32)
-    order = brain_order(raw.num_trs, split, settings.alignment)
+    order = brain_order(raw.num_trs, split, settings.alignment, settings.tr)
     for subject, brain in enumerate(raw.series):
         series[subject] = normalization.apply(brain, subject)[order]
     arrays = {"subject_series": series, "fmri": series.mean(axis=0), "train": split.train, "val": split.val}
@@ -33,6 +33,8 @@ def derived(settings: FilmDataSettings, raw: RawFilm, folder: Path | None) -> Ca
         "described": {
             "tr_s": settings.tr,
             "hrf": settings.apply_hrf,
+            "detrend": settings.detrend,
+            "confounds": list(settings.confounds),
             "runs": list(raw.runs),
             "constant_voxels": normalization.num_constant,
             "notes": list(raw.notes),

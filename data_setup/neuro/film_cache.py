@@ -84,7 +84,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise ValueError(f"the cache folder {folder} cannot be written ({error}): choose another") from None
+        raise ValueError(f"the cache folder {folder} cannot be written ({error}); set data.cache_dir") from None
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -79,11 +79,14 @@ class Film:
 
 def open_film(settings: FilmDataSettings, cache_dir: Path | None = None) -> Film:
     """The film that the settings describe. A folder's arrays, its brain mask and its fmri_normalization_stats.npz lie
-    in a folder of cache_dir (None: path/cache) named by the settings and files. A phantom is made anew, in less than
+    in a folder of cache_dir (None: settings.cache_dir, else path/cache) named by the settings and files; one that is
+    there is read without writing anything. A phantom is made anew, in less than
     a second; its statistics are written where there is a cache_dir.
 
     Raises ValueError for files that are missing, damaged or do not fit, and for a split with an empty side.
     """
+    if cache_dir is None and settings.cache_dir:
+        cache_dir = Path(settings.cache_dir)
     if settings.source == "phantom":
         whole = phantom_film(settings.phantom, settings.tr)
         raw = whole.part(settings.max_trs or whole.num_trs, settings.chosen(whole.subject_ids))
@@ -91,17 +94,19 @@ def open_film(settings: FilmDataSettings, cache_dir: Path | None = None) -> Film
         return _film(settings, derived(settings, raw, folder))
     files = find_files(settings)
     folder = (cache_dir or Path(settings.path or "") / "cache") / _key(settings, files.all)
-    with film_cache.locked(folder):
-        cached = film_cache.load(folder / ARRAYS_FILE)
-        if cached is None:
-            cached = derived(settings, read_folder(settings, files, folder / MASK_FILE), folder)
-            film_cache.save(folder / ARRAYS_FILE, cached)
+    cached = film_cache.load(folder / ARRAYS_FILE)
+    if cached is None:
+        with film_cache.locked(folder):
+            cached = film_cache.load(folder / ARRAYS_FILE)  # another process may have been faster
+            if cached is None:
+                cached = derived(settings, read_folder(settings, files, folder / MASK_FILE), folder)
+                film_cache.save(folder / ARRAYS_FILE, cached)
     return _film(settings, cached)
 
 
 def _key(settings: FilmDataSettings, files: tuple[Path, ...]) -> str:
-    """Of every setting of a film, and of none that a run has added to them, as the number of loader workers."""
-    known = {item.name for item in fields(FilmDataSettings)}
+    """Of every setting of a film but the cache's place, and of none that a run has added, as the number of workers."""
+    known = {item.name for item in fields(FilmDataSettings)} - {"cache_dir"}
     chosen = {name: value for name, value in asdict(settings).items() if name in known}
     return film_cache.cache_key(chosen, files)
 

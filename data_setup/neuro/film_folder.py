@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -19,36 +20,41 @@ from data_setup.neuro.extras import extra
 from data_setup.neuro.film_settings import FilmDataSettings, number_of
 from data_setup.neuro.film_source import RawFilm
 from data_setup.neuro.film_video import read_pictures
+from data_setup.neuro.fmri_cleaning import cleaned, confounds_of, read_confounds
 from data_setup.neuro.nifti import NiftiFile, open_nifti
 from data_setup.neuro.stimuli import MAKE_CODES, MAKE_TEXT, read_audio_codes, read_text_embeddings
 
 log = logging.getLogger(__name__)
 
-_RUN = re.compile(r"(?P<subject>.+?)(?:_run-?(?P<run>\d+))?\.nii(?:\.gz)?")
+_IMAGE = re.compile(r"(?P<stem>.+)\.nii(?:\.gz)?")
+_RUN = re.compile(r"_run-?(\d+)(?=_|$)")
+_BOLD = re.compile(r"(?P<subject>sub-[A-Za-z0-9]+)(?:_.+)?_bold")  # BIDS, as fMRIPrep writes it
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilmFiles:
-    """runs: of each subject, in the order of the film."""
+    """runs: of each subject, in the order of the film; confounds: the table of each run, where any are asked for."""
 
     film: Path
     audio_codes: Path
     text_embeddings: Path
     fmri_stats: Path | None
     runs: Mapping[str, tuple[Path, ...]]
+    confounds: Mapping[Path, Path]
 
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that is read."""
         runs = [path for paths in self.runs.values() for path in paths]
         given = [self.fmri_stats] if self.fmri_stats else []
-        return (self.film, self.audio_codes, self.text_embeddings, *given, *runs)
+        return (self.film, self.audio_codes, self.text_embeddings, *given, *runs, *self.confounds.values())
 
 
 def find_files(settings: FilmDataSettings) -> FilmFiles:
     """What the settings name below data.path, by name alone; raises ValueError for what is missing.
 
-    A subject is called as its file without `.nii.gz`; SUBJECT_run-1.nii.gz, SUBJECT_run-2.nii.gz are runs of one.
+    A subject is called as its file without `.nii.gz` and `_run-N`: SUBJECT_run-1.nii.gz, SUBJECT_run-2.nii.gz are runs
+    of one. Where names are those of BIDS, `sub-01_..._bold.nii.gz`, it is sub-01, and other images are left out.
     """
     root = Path(settings.path or "")
     needed = {
@@ -61,25 +67,45 @@ def find_files(settings: FilmDataSettings) -> FilmFiles:
     for path, remedy in needed.items():
         if not path.is_file():
             raise ValueError(f"{path} does not exist: {remedy}")
-    runs: dict[str, dict[int, Path]] = {}
-    folder = root / settings.fmri_folder
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if (found := _RUN.fullmatch(path.name)) and not path.name.startswith("."):
-            other = runs.setdefault(found["subject"], {}).setdefault(int(found["run"] or 0), path)
-            if other != path:
-                raise ValueError(
-                    f"{folder}: {other.name} and {path.name} are one run of {found['subject']}: move one away"
-                )
-    if not runs:
-        raise ValueError(f"{folder} holds no .nii.gz: put a run of each subject there, or name it in data.fmri_folder")
-    order = tuple(sorted(runs, key=lambda name: (number_of(name) or 0, name)))
+    found = _runs(root / settings.fmri_folder, settings.fmri_files)
+    order = tuple(sorted(found, key=lambda name: (number_of(name) or 0, name)))
+    runs = {name: found[name] for name in settings.chosen(order)}
+    every = [path for paths in runs.values() for path in paths]
     return FilmFiles(
         film=root / settings.film_file,
         audio_codes=root / settings.audio_codes_file,
         text_embeddings=root / settings.text_embeddings_file,
         fmri_stats=Path(settings.fmri_stats_file) if settings.fmri_stats_file else None,
-        runs={name: tuple(path for _, path in sorted(runs[name].items())) for name in settings.chosen(order)},
+        runs=runs,
+        confounds={path: confounds_of(path) for path in every} if settings.confounds else {},
     )
+
+
+def _runs(folder: Path, pattern: str) -> dict[str, tuple[Path, ...]]:
+    """By subject, in the order of their numbers, from the folder and those in it. Raises ValueError for none, and for
+    two files of one run.
+    """
+    named = [
+        (path, image["stem"])
+        for path in sorted(folder.rglob("*"))
+        if fnmatchcase(path.name, pattern)
+        and (image := _IMAGE.fullmatch(path.name))
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    bold = [(path, stem, found["subject"]) for path, stem in named if (found := _BOLD.fullmatch(stem))]
+    runs: dict[str, dict[int, Path]] = {}
+    for path, stem, subject in bold or [(path, stem, _RUN.sub("", stem)) for path, stem in named]:
+        number = _RUN.search(stem)
+        other = runs.setdefault(subject, {}).setdefault(int(number[1]) if number else 0, path)
+        if other != path:
+            both = f"{other.relative_to(folder)} and {path.relative_to(folder)}"
+            raise ValueError(f"{folder}: {both} are one run of {subject}: say by data.fmri_files which names count")
+    if not runs:
+        raise ValueError(
+            f"{folder} holds no .nii.gz (data.fmri_files={pattern}): put a run of each subject there, or name its "
+            "place in data.fmri_folder"
+        )
+    return {subject: tuple(path for _, path in sorted(paths.items())) for subject, paths in runs.items()}
 
 
 def read_folder(settings: FilmDataSettings, files: FilmFiles, mask_file: Path) -> RawFilm:
@@ -96,12 +122,12 @@ def read_folder(settings: FilmDataSettings, files: FilmFiles, mask_file: Path) -
     limit = min(shortest + settings.max_trim_trs + 1, settings.max_trs or shortest + settings.max_trim_trs + 1)
     pictures = read_pictures(files.film, settings.pictures, limit)
     if len(pictures) != settings.max_trs:
-        lengths["film"] = len(pictures)
+        lengths["film" if len(pictures) < limit else "film at least"] = len(pictures)
     num_trs = min(_common_length(lengths, settings.max_trim_trs), settings.max_trs or len(pictures))
     if len(set(lengths.values())) > 1:
         notes += (f"the first {num_trs} TRs are used; TRs of each part: {lengths}",)
     runs = _run_lengths(brains, num_trs)
-    series = _series(files, brains, runs, settings.split(num_trs).train, mask_file)
+    series = _series(settings, files, brains, runs, mask_file)
     for note in notes:
         log.warning("%s", note)
     return RawFilm(
@@ -117,29 +143,48 @@ def read_folder(settings: FilmDataSettings, files: FilmFiles, mask_file: Path) -
 
 
 def _series(
+    settings: FilmDataSettings,
     files: FilmFiles,
     brains: Mapping[str, list[NiftiFile]],
     runs: tuple[int, ...],
-    train: np.ndarray,
     mask_file: Path,
 ) -> list[np.ndarray]:
-    """float32 [T, voxels] of each subject, through the mask that all have voted for.
-
-    The vote looks at the first 200 TRs, and at training TRs only.
+    """float32 [T, voxels] of each subject, through the mask that all have voted for, less drift and confounds where the
+    settings say so. The vote looks at the first 200 TRs, and at training TRs only.
     """
-    first = min(MASK_TRS, len(train), runs[0])
+    split = settings.split(sum(runs))
+    first = min(MASK_TRS, len(split.train), runs[0])
     ballots = [varying(_voxels(files.runs[name][0], brain[0], first)) for name, brain in brains.items()]
     affine = next(iter(brains.values()))[0].image.affine
     mask = save_mask(vote(ballots), affine, mask_file)
-    return [
-        np.concatenate(
-            [
-                masked(_voxels(path, run, length), mask)
-                for path, run, length in zip(files.runs[name], brain, runs, strict=False)  # the end may be cut off
-            ]
-        )
-        for name, brain in brains.items()
-    ]
+    starts = np.cumsum([0, *runs])
+    series = []
+    for name, brain in brains.items():
+        parts = []
+        for path, run, start, length in zip(files.runs[name], brain, starts, runs, strict=False):  # the end may be cut
+            values = masked(_voxels(path, run, length), mask)
+            if (values == values[0]).all():
+                raise ValueError(f"{path.name}: no voxel of the brain mask varies over {length} TRs: is the run blank?")
+            sides = [trs[(trs >= start) & (trs < start + length)] - start for trs in split]
+            parts.append(_cleaned(settings, files, path, run, values, sides))
+        series.append(np.concatenate(parts))
+    return series
+
+
+def _cleaned(
+    settings: FilmDataSettings,
+    files: FilmFiles,
+    path: Path,
+    run: NiftiFile,
+    values: np.ndarray,
+    sides: list[np.ndarray],
+) -> np.ndarray:
+    """A run [T, voxels] as data.detrend and data.confounds want it; sides: its TRs that train, and that validate."""
+    if not (settings.detrend or settings.confounds):
+        return values
+    table = files.confounds.get(path)
+    confounds = read_confounds(table, settings.confounds, run.shape[3])[: len(values)] if table else None
+    return cleaned(values, sides, settings.detrend, confounds, path.name)
 
 
 def _run_lengths(brains: Mapping[str, list[NiftiFile]], num_trs: int) -> tuple[int, ...]:

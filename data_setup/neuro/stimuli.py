@@ -50,10 +50,12 @@ def read_text_embeddings(path: Path, *, tr: float) -> np.ndarray:
     text = _array(path, "embeddings", tr, MAKE_TEXT)
     if text.ndim != 2 or text.dtype.kind != "f" or not text.size:
         raise ValueError(f"{path.name}: embeddings is {text.dtype} {list(text.shape)}; to make it, {MAKE_TEXT}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf
+        text = text.astype(np.float32)
     if not np.isfinite(text).all():
         bad = int(len(text) - np.isfinite(text).all(axis=1).sum())
         raise ValueError(f"{path.name}: {bad} of {len(text)} TRs hold NaN or infinite values; write 0 where no text is")
-    return text.astype(np.float32)
+    return text
 
 
 def _array(path: Path, name: str, tr: float, how: str) -> np.ndarray:
@@ -62,7 +64,10 @@ def _array(path: Path, name: str, tr: float, how: str) -> np.ndarray:
     A pickle can run any code when it is loaded, so object arrays are refused.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds one array without a name, as numpy.save writes it")
+        with file:
             arrays = {key: file[key] for key in (name, "tr") if key in file.files}
             found = ", ".join(file.files) or "nothing"
     except (zipfile.BadZipFile, OSError, EOFError, TypeError, AttributeError, ValueError) as error:

@@ -15,6 +15,7 @@ from scipy import stats
 from oct_foundation.diagnostics.autocorrelated import MIN_TRS
 from oct_foundation.diagnostics.noise_ceiling import Ceiling
 from oct_foundation.diagnostics.skill import (
+    TRAINING_MEAN,
     CategoricalSeries,
     Estimate,
     Measures,
@@ -28,6 +29,7 @@ Learned = Literal["LEARNED", "NOT LEARNED", "CANNOT TELL"]
 
 LEAST_TRS_OVER_TAU = 20
 LARGEST_SHIFT_P = 0.025
+_LEAST_SHIFTS = math.ceil(1 / LARGEST_SHIFT_P) - 1  # 39: the best of so few has a p of 1 / 40
 # Upper bounds below these are no learning worth the name: of r, the larger of .05 and a tenth of the ceiling.
 WORTHLESS_R, WORTHLESS_SHARE_OF_CEILING, WORTHLESS_SKILL = 0.05, 0.1, 0.01
 # Deviation of one TR's correlation over 83,138 voxels where nothing is shared: noise as smooth as 14 mm, the widest of
@@ -167,10 +169,19 @@ def _missing(found: Measures, series: Series) -> tuple[str, ...]:
     """What LEARNED still lacks, a sentence each."""
     lines = {"skill": found.skill, "r(time)": found.r_time, f"skill above {found.bar}": found.over[found.bar]}
     missing = [*_not_above_zero(lines), *_too_short(found.skill.num_trs, found.trs_over_tau)]
-    if not found.shift_p <= LARGEST_SHIFT_P:
+    if found.num_shifts < _LEAST_SHIFTS:
+        missing.append(
+            f"The TRs leave room for {found.num_shifts} shifts in time; {_LEAST_SHIFTS} are the least that can show "
+            "that chance does worse."
+        )
+    elif not found.shift_p <= LARGEST_SHIFT_P:
         missing.append(
             f"Of {found.num_shifts} predictions shifted in time, too many do as well (p {found.shift_p:.3f}, "
-            f"at most {LARGEST_SHIFT_P}; fewer than 39 shifts cannot show it)."
+            f"at most {LARGEST_SHIFT_P})."
+        )
+    if found.over[found.bar].value <= 0:
+        missing.append(
+            f"On these TRs {found.bar} does as well or better: more of them alone would not make it LEARNED."
         )
     return (*missing, *_faults(series))
 
@@ -206,9 +217,10 @@ def _worthless(lines: Mapping[str, tuple[Estimate, float]]) -> list[str]:
 
 def _summary(found: Measures) -> str:
     return (
-        f"Skill {found.skill} (FVU {found.fvu:.3f}), r(time) {found.r_time}, r(voxels) {found.r_voxels} on "
-        f"{found.skill.num_trs} TRs (n/tau {found.trs_over_tau:.0f}); skill above {found.bar}, the strongest "
-        f"naive predictor, {found.over[found.bar]}; shift test p {found.shift_p:.3f}."
+        f"Skill {found.skill} (FVU {found.fvu:.3f}, of the mean {found.fvu_of[TRAINING_MEAN]:.3f}), "
+        f"r(time) {found.r_time}, r(voxels) {found.r_voxels} on {found.skill.num_trs} TRs "
+        f"(n/tau {found.trs_over_tau:.0f}); skill above {found.bar}, the strongest naive predictor, "
+        f"{found.over[found.bar]}; shift test p {found.shift_p:.3f}."
     )
 
 

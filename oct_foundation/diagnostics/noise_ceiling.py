@@ -4,6 +4,7 @@ What subjects do not share no film can tell: a correlation of .3 is poor below a
 one of .3. Nastase 2019 (PMC6688448); Lage-Castellanos 2019.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -14,14 +15,16 @@ import numpy as np
 _MOST_HALVES = 100
 _SLICE = 8192
 _CONSTANT = 1e-6
+# Voxels that agree alike share an estimate of their best r; a group of a few voxels would be noise.
+_MOST_GROUPS, _LEAST_IN_GROUP = 20, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
     """pairwise: mean correlation over time of two subjects, c. reliability: q, the share of the target's variance that
-    subjects share. best_r: sqrt(q), over time; best_fvu: 1 - q. leave_one_out: mean correlation of a subject with the
-    mean of the others. split_half: reliability of the mean of all out of two halves (Spearman-Brown). All are means
-    over voxels; voxels constant in a subject are left out.
+    subjects share. best_r: of a perfect model, over time; best_fvu: 1 - q. leave_one_out: mean correlation of a subject
+    with the mean of the others. split_half: reliability of the mean of all out of two halves (Spearman-Brown). All are
+    means over voxels; voxels constant in a subject are left out.
     """
 
     num_subjects: int
@@ -36,12 +39,18 @@ class Ceiling:
 
 
 def noise_ceiling(
-    subjects: np.ndarray, target: Literal["mean", "subject"] = "mean", seed: int = 0
+    subjects: np.ndarray,
+    target: Literal["mean", "subject"] = "mean",
+    seed: int = 0,
+    agreed_elsewhere: np.ndarray | None = None,
 ) -> tuple[Ceiling | None, str]:
     """The ceiling of a model that predicts the mean of all subjects, or each one; and a sentence that says it.
 
     subjects: float [N, T, V], each as it enters the mean. None for one subject: nothing says then what is noise.
-    For the mean q = N c / (1 + (N - 1) c), for one subject q = c; 0 where c is below 0. Raises ValueError.
+    For the mean q = N c / (1 + (N - 1) c), for one subject q = c; 0 where c is below 0. A voxel's best r is sqrt(q).
+    agreed_elsewhere: `agreement` on other TRs, float [V], by which voxels are grouped: the mean of sqrt(q) is far below
+    sqrt(q) of the mean where few voxels follow the film (.15 against .40 where a fifth does, three subjects, c .3).
+    None: all are taken to agree alike, which is an upper bound. Raises ValueError.
     """
     if subjects.ndim != 3 or 0 in subjects.shape or subjects.shape[1] < 3:
         raise ValueError(f"subjects must be [subjects, TRs, voxels] with 3 TRs or more; found {list(subjects.shape)}")
@@ -49,24 +58,28 @@ def noise_ceiling(
     if num_subjects == 1:
         return None, "No noise ceiling: one subject cannot tell signal from noise; keep the series of two or more."
     halves = _halves(num_subjects, seed)
-    sums, seen = np.zeros(3), 0
+    agreed, sums = np.full(num_voxels, np.nan), np.zeros(2)
     for start in range(0, num_voxels, _SLICE):
         part = subjects[:, :, start : start + _SLICE].astype(np.float64)
-        part = part[:, :, (part.std(axis=1) > _CONSTANT * (np.abs(part.mean(axis=1)) + _CONSTANT)).all(axis=0)]
-        seen += part.shape[2]
-        sums += [_pairwise(part), _leave_one_out(part), _split_half(part, halves)]
-    if not seen:
+        varies = _varies(part)
+        agreed[start : start + _SLICE][varies] = _pairwise(part[:, :, varies])
+        sums += [_leave_one_out(part[:, :, varies]), _split_half(part[:, :, varies], halves)]
+    seen = np.flatnonzero(np.isfinite(agreed))
+    if not len(seen):
         return None, f"No noise ceiling: all {num_voxels} voxels are constant in one subject or another."
-    pairwise, leave_one_out, half = (sums / seen).tolist()
-    shared = max(pairwise, 0.0)
-    q = num_subjects * shared / (1 + (num_subjects - 1) * shared) if target == "mean" else shared
+    order = seen if agreed_elsewhere is None else seen[np.argsort(agreed_elsewhere[seen], kind="stable")]
+    num_groups = 1 if agreed_elsewhere is None else int(np.clip(len(seen) // _LEAST_IN_GROUP, 1, _MOST_GROUPS))
+    groups = [agreed[group] for group in np.array_split(order, num_groups)]
+    averaged = num_subjects if target == "mean" else 1
+    pairwise, (leave_one_out, half) = float(agreed[seen].mean()), (sums / len(seen)).tolist()
+    q = _reliability(max(pairwise, 0.0), averaged)
     ceiling = Ceiling(
         num_subjects=num_subjects,
         num_trs=num_trs,
-        num_voxels=seen,
+        num_voxels=len(seen),
         pairwise=pairwise,
         reliability=q,
-        best_r=q**0.5,
+        best_r=max(sum(len(group) * _best_r(group.mean(), averaged) for group in groups) / len(seen), 0.0),
         best_fvu=1 - q,
         leave_one_out=leave_one_out,
         split_half=2 * half / (1 + half),
@@ -77,11 +90,38 @@ def noise_ceiling(
     )
 
 
-def _pairwise(part: np.ndarray) -> float:
-    """Mean correlation over all pairs of subjects, summed over voxels: the pairs are in the square of the sum."""
+def agreement(subjects: np.ndarray) -> np.ndarray:
+    """Mean correlation over time of two subjects in each voxel: float [N, T, V], N of 2 or more -> [V], 0 for a voxel
+    constant in one of them.
+    """
+    found = np.zeros(subjects.shape[2])
+    for start in range(0, len(found), _SLICE):
+        part = subjects[:, :, start : start + _SLICE].astype(np.float64)
+        varies = _varies(part)
+        found[start : start + _SLICE][varies] = _pairwise(part[:, :, varies])
+    return found
+
+
+def _reliability(agreed: float, averaged: int) -> float:
+    """Of the mean of so many subjects (Spearman-Brown)."""
+    return averaged * agreed / (1 + (averaged - 1) * agreed)
+
+
+def _best_r(agreed: float, averaged: int) -> float:
+    """sqrt(q), odd in c: were c below 0 cut to 0, voxels that share nothing would have a best r above it by chance."""
+    return math.copysign(_reliability(abs(agreed), averaged) ** 0.5, agreed)
+
+
+def _varies(part: np.ndarray) -> np.ndarray:
+    """Bool [V]: voxels that are constant in no subject."""
+    return (part.std(axis=1) > _CONSTANT * (np.abs(part.mean(axis=1)) + _CONSTANT)).all(axis=0)
+
+
+def _pairwise(part: np.ndarray) -> np.ndarray:
+    """Mean correlation over all pairs of subjects, float [V]: the pairs are in the square of the sum."""
     num_subjects = len(part)
     total = _standardised(part).sum(axis=0)
-    return float((((total**2).mean(axis=0) - num_subjects) / (num_subjects * (num_subjects - 1))).sum())
+    return ((total**2).mean(axis=0) - num_subjects) / (num_subjects * (num_subjects - 1))
 
 
 def _leave_one_out(part: np.ndarray) -> float:

@@ -1,7 +1,8 @@
 """What held-out TRs were and what a model said of them -> skill and correlations, each with an honest interval.
 
-Skill is 1 - FVU: predicting the training mean scores 0, whatever the unit. "Correlation" is two things, over time
-(per voxel) and over voxels (per TR): names always say which. All sums run over slices of voxels: a brain has 83,138.
+Skill is the FVU of the training mean less that of the model, on the same TRs: predicting the mean scores 0, whatever
+the unit. "Correlation" is two things, over time (per voxel) and over voxels (per TR): names always say which. All sums
+run over slices of voxels: a brain has 83,138.
 """
 
 from collections.abc import Iterator, Mapping

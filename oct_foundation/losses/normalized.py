@@ -176,10 +176,15 @@ def constant_per_tr(
 
 def constant_costs(codes: torch.Tensor, unigram: torch.Tensor, audio_output: AudioOutput = "codes") -> torch.Tensor:
     """What codes [B, places] cost in each TR, [B], for one who knows only how frequent each is in its book."""
+    return place_costs(constant_codes(codes, unigram, audio_output), codes, audio_output).mean(1)
+
+
+def constant_codes(codes: torch.Tensor, unigram: torch.Tensor, audio_output: AudioOutput = "codes") -> torch.Tensor:
+    """What such a one says of codes [B, places], in the form of a model's audio_recon."""
     per_book = codes.shape[1] // len(unigram)
-    if audio_output == "codes":
-        return cross_entropy(unigram.log().repeat_interleave(per_book, 0).expand(len(codes), -1, -1), codes)
-    return squared_error(code_means(unigram).repeat_interleave(per_book).expand(codes.shape), codes, AUDIO)
+    if audio_output == "scalar":
+        return code_means(unigram).repeat_interleave(per_book).expand(codes.shape)
+    return unigram.log().repeat_interleave(per_book, 0).expand(len(codes), -1, -1)
 
 
 def squared_error(predicted: torch.Tensor, target: torch.Tensor, name: str) -> torch.Tensor:
@@ -190,8 +195,18 @@ def squared_error(predicted: torch.Tensor, target: torch.Tensor, name: str) -> t
 
 def cross_entropy(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """[B, places, num_codes], int64 [B, places] -> [B], nats, the mean over places. Raises ValueError."""
-    _check("audio_recon", logits, (*codes.shape, logits.shape[-1]))
-    return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes).mean(1)
+    return place_costs(logits, codes).mean(1)
+
+
+def place_costs(said: torch.Tensor, codes: torch.Tensor, audio_output: AudioOutput = "codes") -> torch.Tensor:
+    """What each code costs, [B, places], int64 [B, places] -> [B, places]: nats of logits [B, places, num_codes], or
+    the squared error of a number. Raises ValueError.
+    """
+    if audio_output == "scalar":
+        _check("audio_recon", said, tuple(codes.shape))
+        return (said - codes).square()
+    _check("audio_recon", said, (*codes.shape, said.shape[-1]))
+    return F.cross_entropy(said.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
 
 
 def unigram_cross_entropy(unigram: torch.Tensor) -> float:

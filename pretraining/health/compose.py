@@ -155,9 +155,24 @@ def _told(findings: Sequence[Finding]) -> list[str]:
 
 def _next_steps(findings: Sequence[Finding], verdicts: Sequence[ModalityVerdict]) -> list[str]:
     steps = list(dict.fromkeys(one.remedy for one in findings if one.severity != "info"))
-    needed = [one for one in verdicts if one.trs_needed]
-    steps += [f"{one.name}: hold out about {one.trs_needed:,} TRs, which would decide it." for one in needed]
+    of_names: dict[str, list[str]] = {}
+    for one in verdicts:
+        if one.verdict != "LEARNED":
+            of_names.setdefault(_next_step(one), []).append(one.name)
+    steps += [f"{', '.join(names)}: {step}" for step, names in of_names.items()]
     return steps or ["None follows from what was found."]
+
+
+def _next_step(verdict: ModalityVerdict) -> str:
+    """Of one that has not learned, or of which nobody can tell."""
+    if verdict.trs_needed:
+        return f"hold out about {verdict.trs_needed:,} TRs, which would decide it."
+    if verdict.verdict == "CANNOT TELL":
+        return f"nobody can tell: {verdict.reasons[-1] if verdict.reasons else NOT_RECORDED}"
+    return (
+        "not learned: see that inputs and targets belong together, in time too; then the learning rate, and whether "
+        "the training was long enough."
+    )
 
 
 def _components(draft: Draft) -> Table:

@@ -48,6 +48,13 @@ def normalisation_section(run: RunRecord, task: str, leak_free: bool | None) -> 
     return Section(name="normalisation", title="Normalisation", lines=lines)
 
 
+def _taken_out(run: RunRecord, film: Mapping[str, Any]) -> str:
+    """Drift and confounds, by the names of the settings."""
+    detrend, confounds = (film.get(name, run.setting("data", name)) for name in ("detrend", "confounds"))
+    named = (["a line"] if detrend else []) + (list(confounds) if isinstance(confounds, list | tuple) else [])
+    return ", ".join(map(str, named)) or "nothing"
+
+
 def _of_film(run: RunRecord, leak_free: bool | None) -> Section:
     film, trs = film_facts(run)
     said = {
@@ -64,6 +71,7 @@ def _of_film(run: RunRecord, leak_free: bool | None) -> Section:
         ("mode", str(film.get("mode") or run.setting("data", "mode") or NOT_RECORDED)),
         ("subjects", str(len(film["subjects"])) if isinstance(film.get("subjects"), Sequence) else NOT_RECORDED),
         ("voxels (constant ones)", f"{film.get('voxels', NOT_RECORDED)} ({film.get('constant_voxels', NOT_RECORDED)})"),
+        ("taken out of each side of the split", _taken_out(run, film)),
         ("HRF on stimuli", str(film.get("hrf", run.setting("data", "apply_hrf")))),
         ("TR in s", str(film.get("tr_s", run.setting("data", "tr")))),
         ("loss", f"{run.setting('loss', 'mode')}, fmri by {run.setting('loss', 'fmri_loss')}"),

@@ -1,4 +1,5 @@
-"""Checkpoints as others write them (.pt with model_state_dict and histories, .safetensors), beside a log or alone.
+"""Checkpoints as others write them (.pt with model_state_dict and histories, .safetensors), beside a log or alone; and
+a state.pt of ours that was copied out of its checkpoint.
 
 Opened without running code of the file. A name proves nothing: "best" is held against epochs and histories.
 """
@@ -126,10 +127,14 @@ def _described(path: Path, saved: Any) -> ForeignFile:
     }
     if not tensors:
         raise ValueError("it holds no tensors by name")
-    step = _whole(saved.get("global_step"))
+    step, optimizer = (
+        next((saved[key] for key in keys if key in saved), None)
+        for keys in (("global_step", "step"), ("optimizer_state_dict", "optimizer"))
+    )
+    step = _whole(step)
     return ForeignFile(
         path=path,
-        weighed=_weigh(path, tensors, saved.get("optimizer_state_dict"), step, saved),
+        weighed=_weigh(path, tensors, optimizer, step, saved),
         digest=_digest(tensors),
         epoch=_whole(saved.get("epoch")),
         global_step=step,

@@ -23,7 +23,7 @@ class Column:
 
 
 def table_of(run: RunRecord, task: str) -> Table:
-    """One row for each reading; the training loss is the mean of its rows since the reading before."""
+    """One row for each reading; the training loss is the mean of its rows since the reading before, LR the last."""
     columns = _columns(run, task)
     by_step = {step: values | _baselines(run, values) for step, values in merged(run).items()}
     steps = [step for step in sorted(by_step) if any(name.startswith(("diag/", "val/")) for name in by_step[step])]
@@ -32,8 +32,9 @@ def table_of(run: RunRecord, task: str) -> Table:
     rows, before = [], -1
     for step in steps:
         at = by_step[step]
-        losses = [row["train/loss"] for row in run.rows if "train/loss" in row and before < row["step"] <= step]
-        rates = [row["train/learning_rate"] for row in run.rows if "train/learning_rate" in row and row["step"] <= step]
+        since = [row for row in run.rows if before < row["step"] <= step]
+        losses = [row["train/loss"] for row in since if "train/loss" in row]
+        rates = [row["train/learning_rate"] for row in since if "train/learning_rate" in row]
         cells = [number(at[column.metric]) if column.metric in at else "–" for column in columns]
         epoch = epoch_of(run, step)
         rows.append(

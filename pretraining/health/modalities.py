@@ -113,7 +113,7 @@ def section_of(
 def _table(verdicts: Sequence[ModalityVerdict], caption: str) -> Table:
     """One row per modality; only columns that one of them has."""
     shown = {
-        "skill (1 − FVU)": ("skill", "skill_low", "skill_high"),
+        "skill (over the mean)": ("skill", "skill_low", "skill_high"),
         "gain over the commonest": ("gain", "gain_low", "gain_high"),
         "r over time": ("r_time", "r_time_low", "r_time_high"),
         "r over voxels": ("r_voxels", "r_voxels_low", "r_voxels_high"),

@@ -28,7 +28,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from pretraining.reconstruct.page import render
 
     choose_kind(arguments.device)
-    run = open_autoencoder(arguments.run, arguments.data)
+    run = open_autoencoder(arguments.run, arguments.data, arguments.cache)
     contents, chosen = _predicted(run, arguments)
     folder: Path = arguments.out or default_folder(run, arguments.split)
     try:
@@ -85,4 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=("val", "train"), default="val", help="held-out TRs, or those trained on (default: val)"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the film lies now, if it has moved (data.path)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where what is derived from it goes, if DIR/cache is not writable"
+    )
     return parser

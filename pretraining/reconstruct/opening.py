@@ -47,16 +47,16 @@ class OpenedRun:
     folder: Path | None
 
 
-def open_autoencoder(source: str, data: Path | None = None) -> OpenedRun:
-    """`source`: a run folder, its checkpoints, one of them, or gs://...; data: where its film lies now, if elsewhere.
+def open_autoencoder(source: str, data: Path | None = None, cache: Path | None = None) -> OpenedRun:
+    """`source`: a run folder, its checkpoints, one of them, or gs://...; data: where its film lies now, if elsewhere;
+    cache: where what is derived from it goes, if not where the run had it.
 
     Raises ValueError for another task's run, one without a checkpoint, and a film that is missing or another one.
     """
     run = open_run(source)
     state, manifest, which = _chosen(run, source)
     config = parse_config(manifest.facts.get("config", {}), source)
-    if data is not None:
-        config = _moved(config, data)
+    config = _moved(config, data, cache)
     try:
         task = AutoencoderTask(config)
     except ConfigError as error:
@@ -127,10 +127,12 @@ def parse_config(values: Mapping[str, Any], source: str) -> AutoencoderRunConfig
             raise ValueError(f"{source}: its configuration is of another version of octfm: {said}") from None
 
 
-def _moved(config: AutoencoderRunConfig, data: Path) -> AutoencoderRunConfig:
-    if config.data.source == "phantom":
+def _moved(config: AutoencoderRunConfig, data: Path | None, cache: Path | None) -> AutoencoderRunConfig:
+    if data is not None and config.data.source == "phantom":
         raise ValueError("--data names a folder, but the film of this run is generated; leave it out")
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)))
+    film = config.data
+    path, cache_dir = str(data) if data else film.path, str(cache) if cache else film.cache_dir
+    return dataclasses.replace(config, data=dataclasses.replace(film, path=path, cache_dir=cache_dir))
 
 
 def check_same_film(model: FilmModel, film: Film, source: str) -> None:

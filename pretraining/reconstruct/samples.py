@@ -4,7 +4,6 @@ The constants know the training TRs only: their mean picture, mean embedding and
 is.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 
 from data_setup.neuro.film_dataset import FilmDataset
-from oct_foundation.film import AUDIO, CONTINUOUS, FilmBatch, FilmShape, TargetStatistics
-from oct_foundation.losses.normalized import AudioOutput, code_means
+from oct_foundation.film import AUDIO, CONTINUOUS, FilmBatch, FilmShape
+from oct_foundation.losses.normalized import AudioOutput, constant_codes, place_costs
 from oct_foundation.models.film_model import FilmModel
 
 _LEAST_NORM = 1e-12  # of a vector that has a direction
@@ -70,7 +69,7 @@ def predict(model: FilmModel, data: FilmDataset, *, batch_size: int, device: str
     truth = data.batch(range(count))
     places = [data.place(number) for number in range(count)]
     statistics, shape = model.statistics, model.network.config.shape
-    kind = model.film_loss.audio_output
+    kind, unigram = model.film_loss.audio_output, statistics.unigram.cpu()
     return Predictions(
         shape=shape,
         audio_output=kind,
@@ -84,9 +83,9 @@ def predict(model: FilmModel, data: FilmDataset, *, batch_size: int, device: str
         codes=truth.audio.numpy(),
         said_codes=joined["codes"],
         code_costs=joined["costs"],
-        constant_costs=_constant_costs(truth.audio, statistics, kind),
+        constant_costs=place_costs(constant_codes(truth.audio, unigram, kind), truth.audio, kind).numpy(),
         shifted_costs=joined["shifted"],
-        common_codes=statistics.unigram.argmax(1).repeat_interleave(shape.codes_per_tr).cpu().numpy(),
+        common_codes=unigram.argmax(1).repeat_interleave(shape.codes_per_tr).numpy(),
     )
 
 
@@ -98,33 +97,14 @@ def _said(
     with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
         output = model.network(there.video, there.audio, there.text, there.fmri)
     kind, audio = model.film_loss.audio_output, output.audio_recon.float().cpu()
-    shifted = dataclasses.replace(batch, audio=other_codes)
     return {
         "video": output.video_recon.float().cpu().numpy(),
         "text": output.text_recon.float().cpu().numpy(),
         "fmri": output.predicted_fmri.float().cpu().numpy(),
         "codes": (audio.argmax(-1) if kind == "codes" else audio.round().long()).numpy(),
-        "costs": _costs(audio, batch.audio, kind).numpy(),
-        "shifted": _costs(audio, shifted.audio, kind).mean(1).numpy(),
+        "costs": place_costs(audio, batch.audio, kind).numpy(),
+        "shifted": place_costs(audio, other_codes, kind).mean(1).numpy(),
     }
-
-
-def _costs(said: torch.Tensor, codes: torch.Tensor, kind: AudioOutput) -> torch.Tensor:
-    """Of each place, [B, audio_dim]."""
-    if kind == "scalar":
-        return (said - codes).square()
-    return -said.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
-
-
-def _constant_costs(codes: torch.Tensor, statistics: TargetStatistics, kind: AudioOutput) -> np.ndarray:
-    """Of each place for one who knows how frequent codes are."""
-    unigram = statistics.unigram.cpu()
-    per_book = codes.shape[1] // len(unigram)
-    if kind == "scalar":
-        said = code_means(unigram).repeat_interleave(per_book).expand(codes.shape)
-    else:
-        said = unigram.log().repeat_interleave(per_book, 0).expand(len(codes), -1, -1)
-    return _costs(said, codes, kind).numpy()
 
 
 def spread_over(data: FilmDataset, num_samples: int) -> list[int]:

@@ -113,13 +113,12 @@ def opened(config: AutoencoderRunConfig, cache_dir: Path | None = None) -> Film:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if film.shape != config.network.shape:
-        differing = {
-            name: (found, wanted)
-            for name, found in vars(film.shape).items()
-            if found != (wanted := getattr(config.network.shape, name))
-        }
+        found, wanted = vars(film.shape), vars(config.network.shape)
+        differing = {name: size for name, size in found.items() if size != wanted[name]}
         said = ", ".join(
-            f"{name}: {found} in the files, {wanted} in the model" for name, (found, wanted) in differing.items()
+            f"{name}: {size} in the files, {wanted[name]} in the model" for name, size in differing.items()
         )
-        raise ConfigError(f"the film does not fit the model section: {said}")
+        keys = {"voxels": "n_voxels", "codebooks": "audio_codebooks", "codes_per_tr": "audio_frames_per_tr"}
+        remedy = " ".join(f"model.{keys.get(name, name)}={size}" for name, size in differing.items())
+        raise ConfigError(f"the film does not fit the model section: {said}; if the files are right, set {remedy}")
     return film

@@ -60,6 +60,7 @@ def test_fewer_than_39_shifts_cannot_show_that_it_was_no_chance():
     assert said.figures["shift_p"] > 0.025
     assert said.verdict == "CANNOT TELL"
     assert 44 <= said.trs_needed <= 60
+    assert any(f"room for {32 - 2 * 3 + 1} shifts" in reason for reason in said.reasons)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,7 @@ def test_a_baseline_that_does_better_forbids_learned_and_one_beside_does_not():
     assert said.verdict == "CANNOT TELL"
     assert said.figures["bar"] == "AR(2)"
     assert said.trs_needed is None
+    assert any("AR(2) does as well or better" in reason for reason in said.reasons)
     beside = judge_series("fmri", known_series(300, r=0.5, size=0.5, beside={"AR(2)": better}))
     assert beside.verdict == "LEARNED"
     assert any("sees what the model does not" in reason for reason in beside.reasons)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from oct_foundation.diagnostics import noise_ceiling as module
-from oct_foundation.diagnostics.noise_ceiling import noise_ceiling
+from oct_foundation.diagnostics.noise_ceiling import agreement, noise_ceiling
 
 
 def subjects_of(num_subjects: int, num_trs: int, num_voxels: int, shared: float, seed: int = 0) -> np.ndarray:
@@ -55,6 +55,24 @@ def test_the_ceiling_of_one_subject_is_the_pairwise_correlation():
     ceiling, _ = noise_ceiling(subjects, target="subject")
     assert ceiling.reliability == ceiling.pairwise
     assert ceiling.best_r == pytest.approx(np.sqrt(0.4), abs=0.02)
+
+
+def test_where_few_voxels_follow_the_film_the_best_r_is_far_below_that_of_the_mean_agreement():
+    """The root of a mean is above the mean of the roots: with one group the ceiling would be .52."""
+    shared, rng = np.where(np.arange(400) < 80, 0.3, 0.0), np.random.default_rng(4)
+    signal, noise = rng.standard_normal((1, 600, 400)), rng.standard_normal((6, 600, 400))
+    subjects = np.sqrt(shared) * signal + np.sqrt(1 - shared) * noise
+    held = subjects[:, 400:]
+    alike = agreement(subjects[:, :400])
+    ceiling, _ = noise_ceiling(held, agreed_elsewhere=alike)
+    mean = held.mean(axis=0)
+    reached = np.mean([np.corrcoef(signal[0, 400:, v], mean[:, v])[0, 1] if v < 80 else 0.0 for v in range(400)])
+    assert reached == pytest.approx(0.17, abs=0.01)
+    assert ceiling.best_r == pytest.approx(reached, abs=0.04)
+    upper, _ = noise_ceiling(held)
+    assert upper.best_r > 0.45
+    assert ceiling.best_fvu == upper.best_fvu
+    assert alike[:80].mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_one_subject_has_none_and_it_is_said():

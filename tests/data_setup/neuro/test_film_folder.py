@@ -1,88 +1,41 @@
 """A small film and three brains in files go the whole way, and through the cache; nothing held out is looked at."""
 
+import re
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data_setup.neuro.film_data import ARRAYS_FILE, MASK_FILE, Film, open_film
+from data_setup.neuro.film_data import ARRAYS_FILE, MASK_FILE, open_film
 from data_setup.neuro.film_settings import FilmDataSettings
 from data_setup.neuro.fmri_normalization import STATS_FILE, FmriNormalization
 from data_setup.neuro.hrf import convolved, glover_kernel
+from pretraining.autoencoder_config import AutoencoderRunConfig, AutoencoderSection, FilmSection
+from pretraining.config import ConfigError
+from pretraining.tasks.autoencoder import opened
+from tests.data_setup.neuro.film_folders import (
+    TRS,
+    brain,
+    only,
+    same,
+    settings,
+    write_brain,
+    write_film,
+    write_folder,
+)
 
-av = pytest.importorskip("av", reason="PYAV ABSENT (pip install 'octfm[neuro]'): films from files were NOT tested")
+pytest.importorskip("av", reason="PYAV ABSENT (pip install 'octfm[neuro]'): films from files were NOT tested")
 pytest.importorskip("nilearn", reason="NILEARN ABSENT (pip install 'octfm[neuro]'): brain masks were NOT tested")
-
-TRS, GRID = 60, (5, 6, 4)
-
-
-def write_film(path: Path, seconds: int, seed: int = 0) -> None:
-    """Ten pictures a second whose grey and red wander."""
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 32, 16, "yuv420p", 2_000_000
-        for grey, red in rng.integers(60, 200, (seconds * 10, 2)):
-            picture = np.full((16, 32, 3), grey, np.uint8)
-            picture[:, 16:, 0] = red
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def brain(number: int, trs: int = TRS) -> np.ndarray:
-    """float32 [5, 6, 4, trs]: still outside x = 1..3, nearly still at (1, 0, 0)."""
-    rng = np.random.default_rng(number)
-    run = np.full((*GRID, trs), 500, np.float32)
-    run[1:4] += rng.normal(0, 10, (3, *GRID[1:], trs))
-    run[1, 0, 0] = 500 + rng.normal(0, 0.1, trs)
-    return run
-
-
-def write_brain(folder: Path, name: str, run: np.ndarray, tr: float = 1.0, affine=None) -> None:
-    image = nib.Nifti1Image(run, np.diag([3.0, 3, 3, 1]) if affine is None else affine)
-    image.header.set_zooms((3, 3, 3, tr))
-    image.header.set_xyzt_units("mm", "sec")
-    (folder / "sherlock_nii").mkdir(exist_ok=True)
-    nib.save(image, folder / "sherlock_nii" / name)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    root.mkdir()
-    write_film(root / "stimuli_Sherlock.m4v", TRS)
-    rng = np.random.default_rng(5)
-    np.savez(root / "audio_codes.npz", codes=rng.integers(0, 32, (TRS, 3, 4)))
-    np.savez(root / "text_embeddings.npz", embeddings=rng.normal(size=(TRS, 6)).astype(np.float32))
-    for number in (1, 2, 10):
-        write_brain(root, f"sherlock_movie_s{number}.nii.gz", brain(number))
-    return root
-
-
-def settings(folder: Path, **others) -> FilmDataSettings:
-    given = {"tr": 1.0, "fps": 10, "frame_skip": 5, "video_height": 4, "video_width": 8, "num_codes": 32}
-    given |= {"train_split": 0.6, "gap_trs": 6}
-    return FilmDataSettings(source="folder", path=str(folder), **{**given, **others})
-
-
-def only(folder: Path) -> Path:
-    """The one folder of the cache."""
-    (found,) = (folder / "cache").iterdir()
-    return found
-
-
-def same(first: Film, second: Film) -> None:
-    for name in ("video", "video_target", "audio", "text", "fmri", "subject_series", "train", "val"):
-        one, two = getattr(first, name), getattr(second, name)
-        assert one.dtype == two.dtype
-        np.testing.assert_array_equal(one, two)
-    assert first.facts() == second.facts()
-    assert first.fingerprint() == second.fingerprint()
-    assert first.statistics.variance == second.statistics.variance
+    return write_folder(tmp_path / "data")
 
 
 def test_the_whole_way_against_a_hand_made_oracle(folder: Path) -> None:
@@ -152,6 +105,7 @@ def test_a_second_opening_comes_from_the_cache_and_is_equal(folder: Path, monkey
         {"train_split": 0.5},
         {"video_target": "first"},
         {"max_trs": 50},
+        {"detrend": True},
     ],
 )
 def test_another_setting_is_another_cache(folder: Path, other) -> None:
@@ -342,9 +296,33 @@ def test_an_absent_package_is_one_readable_error(folder: Path, monkeypatch, pack
         open_film(settings(folder))
 
 
-def test_a_cache_that_cannot_be_written_is_named(folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_has_its_cache_elsewhere_or_one_that_is_there(folder: Path) -> None:
+    first = open_film(settings(folder))
+    (only(folder) / ".lock").unlink()
+    (only(folder) / ".lock").mkdir()  # as a read-only folder: the lock cannot be opened, not even by root
+    same(first, open_film(settings(folder)))
+    shutil.rmtree(folder / "cache")
     (folder / "cache").write_text("a file in its place")
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match=r"cannot be written .*set data\.cache_dir"):
+        open_film(settings(folder))
+    elsewhere = folder.parent / "elsewhere"
+    same(first, open_film(settings(folder, cache_dir=str(elsewhere))))
+    assert len(list(elsewhere.rglob(ARRAYS_FILE))) == 1
+
+
+def test_sizes_that_do_not_fit_the_model_are_told_as_settings_to_paste(folder: Path) -> None:
+    film = open_film(settings(folder))
+    sizes = {"n_voxels": 7, "text_dim": 6, "audio_codebooks": 3, "audio_frames_per_tr": 5}
+    model = AutoencoderSection(preset="tiny", **sizes)
+    data = FilmSection(**{item.name: getattr(settings(folder), item.name) for item in fields(FilmDataSettings)})
+    remedy = f"set model.audio_frames_per_tr=4 model.n_voxels={film.shape.voxels}"
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        opened(AutoencoderRunConfig(name="own", data=data, model=model))
+
+
+def test_a_blank_run_is_named(folder: Path) -> None:
+    write_brain(folder, "sherlock_movie_s2.nii.gz", np.zeros_like(brain(2)))
+    with pytest.raises(ValueError, match=r"sherlock_movie_s2\.nii\.gz: no voxel .* is the run blank"):
         open_film(settings(folder))
 
 

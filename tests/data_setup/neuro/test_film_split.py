@@ -1,10 +1,13 @@
 """Train, gap and validation; the negative control keeps what a brain is like and loses what it looks at."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from data_setup.neuro.film_split import LEAST_SHIFT_TRS, brain_order, split_trs
+from data_setup.neuro.film_settings import FilmDataSettings
+from data_setup.neuro.film_split import answer_trs, brain_order, split_trs
 
 
 @pytest.mark.parametrize(
@@ -35,17 +38,17 @@ def test_an_empty_side_is_refused_with_what_would_fit(num_trs, share, gap, remed
 
 def test_true_alignment_is_the_order_of_time() -> None:
     split = split_trs(200, 0.6, 20)
-    assert brain_order(200, split, "aligned").tolist() == list(range(200))
+    assert brain_order(200, split, "aligned", 1.5).tolist() == list(range(200))
 
 
 def test_shuffled_moves_every_brain_far_away_and_never_across_the_split() -> None:
     split = split_trs(400, 0.7, 20)
-    order = brain_order(400, split, "shuffled")
+    order = brain_order(400, split, "shuffled", 1.5)
     assert sorted(order.tolist()) == list(range(400))
     for trs in split:
         assert sorted(order[trs].tolist()) == trs.tolist()
         moved = np.abs(order[trs] - trs)
-        assert moved.min() >= int(0.38 * len(trs)) >= LEAST_SHIFT_TRS
+        assert moved.min() >= int(0.38 * len(trs)) >= 20
         assert (np.diff(order[trs]) == 1).sum() == len(trs) - 2  # neighbours stay neighbours but for one seam
         partners = {frozenset(pair) for pair in zip(trs.tolist(), order[trs].tolist(), strict=True)}
         assert len(partners) == len(trs), "no two TRs meet twice"
@@ -57,7 +60,7 @@ def test_shuffled_keeps_the_autocorrelation_and_loses_the_film() -> None:
     rng = np.random.default_rng(0)
     smooth = lfilter([1.0], [1.0, -0.9], rng.normal(size=(1000, 60)), axis=0)
     split = split_trs(1000, 0.8, 0)
-    turned = smooth[brain_order(1000, split, "shuffled")]
+    turned = smooth[brain_order(1000, split, "shuffled", 1.5)]
     for trs in split:
         before, after = smooth[trs], turned[trs]
         np.testing.assert_allclose(after.std(axis=0), before.std(axis=0))
@@ -73,4 +76,17 @@ def _mean_r(first: np.ndarray, second: np.ndarray) -> float:
 
 def test_a_short_film_cannot_be_shuffled() -> None:
     with pytest.raises(ValueError, match=r"by 19 of the 52 validation TRs.*longer film"):
-        brain_order(152, split_trs(152, 100 / 152, 0), "shuffled")
+        brain_order(152, split_trs(152, 100 / 152, 0), "shuffled", 1.5)
+    order = brain_order(300, split_trs(300, 0.7, 0), "shuffled", 1.5)
+    assert sorted(order) == list(range(300))
+    with pytest.raises(ValueError, match="below 42 TRs"):  # 30 s of a fast scanner
+        brain_order(300, split_trs(300, 0.7, 0), "shuffled", 0.72)
+
+
+@pytest.mark.parametrize(("tr", "trs"), [(1.5, 20), (0.72, 42), (2.0, 20), (3.0, 20)])
+def test_the_gap_lasts_as_long_as_the_blood_answers(tr: float, trs: int) -> None:
+    assert answer_trs(tr) == trs
+    settings = FilmDataSettings(tr=tr)
+    split = settings.split(1000)
+    assert split.val[0] - split.train[-1] == trs + 1
+    assert replace(settings, gap_trs=5).split(1000).val[0] == 805

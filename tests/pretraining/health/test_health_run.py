@@ -129,6 +129,9 @@ def test_a_run_that_has_not_learned_says_so_with_its_bounds(run: Path, tmp_path:
     fmri = next(one for one in found["modalities"] if one["name"] == "fmri")
     assert fmri["verdict"] == "NOT LEARNED"
     assert fmri["figures"]["r_time_high"] < 0.05 or fmri["figures"]["skill_high"] < 0.01
+    [step] = found["sections"]["next_steps"]["lines"]
+    assert "fmri" in step
+    assert "not learned: see that inputs and targets belong together" in step
 
 
 def test_ten_trs_cannot_tell(run: Path, tmp_path: Path) -> None:

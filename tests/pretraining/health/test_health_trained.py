@@ -22,7 +22,7 @@ RUNS = {
 def test_the_trainers_own_runs_are_sound(tmp_path: Path, kind: str) -> None:
     config, *overrides = RUNS[kind]
     command = [sys.executable, "-m", "pretraining.train", config, "--device", "cpu", f"output_dir={tmp_path / 'run'}"]
-    subprocess.run([*command, "wandb.mode=disabled", *overrides], check=True, capture_output=True, timeout=280)
+    subprocess.run([*command, "wandb.mode=disabled", *overrides], check=True, capture_output=True, timeout=580)
     code, found = health(tmp_path / "run", tmp_path / "out")
     assert names_of(found) == {}
     assert code == (2 if found["verdict"] == "NOT LEARNED" else 0)

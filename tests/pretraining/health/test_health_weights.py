@@ -148,6 +148,19 @@ def test_a_checkpoint_with_one_wrong_byte_is_unreadable(tmp_path: Path, state: S
     assert "sha256" in found["findings"][0]["evidence"]
 
 
+def test_a_state_that_was_copied_out_of_its_checkpoint_still_has_its_optimizer(tmp_path: Path, state: State) -> None:
+    for number, change in enumerate((lambda _: None, broken_moments)):
+        copy = tmp_path / f"copy{number}.pt"
+        copy.write_bytes((save(tmp_path / f"run{number}", planted(state, change)) / "state.pt").read_bytes())
+    code, found = health(tmp_path / "copy0.pt", tmp_path / "out")
+    assert (code, names_of(found)) == (0, {})
+    said = found["sections"]["weights"]["lines"][0]
+    assert "step 30" in said
+    assert "matched to its parameters" in said
+    code, found = health(tmp_path / "copy1.pt", tmp_path / "out")
+    assert (code, names_of(found)["optimizer_not_finite"]) == (3, "alarm")
+
+
 def test_a_folder_without_a_manifest_was_never_a_checkpoint(tmp_path: Path, state: State) -> None:
     folder = save(tmp_path / "run", state)
     (folder / "manifest.json").unlink()

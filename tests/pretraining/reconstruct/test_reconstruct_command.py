@@ -64,6 +64,17 @@ def test_the_best_checkpoint_is_shown_and_said(film_run):
     assert not run.model.training
 
 
+def test_a_checkpoint_knows_its_widths_whatever_its_preset_has_become(own_run):
+    """`tiny` of this version stands for a preset of another one: only the name of it differs."""
+    before = open_autoencoder(str(own_run))
+    saved = before.task.config.to_dict()["model"]
+    assert saved["joint_widths"] == (32, 32)
+    resaved(own_run, model=json.loads(json.dumps(saved | {"preset": "small"})))
+    run = open_autoencoder(str(own_run))
+    assert run.step == 99
+    assert run.model.network.config == before.model.network.config
+
+
 def test_a_checkpoint_that_is_named_is_the_one(film_run):
     run = open_autoencoder(str(checkpoint(film_run, 10)))
     assert (run.step, run.which) == (10, "the one named")
