@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from data_setup.neuro.conversations import Conversation
-from data_setup.neuro.modality_sampler import evaluation_batches
-from oct_foundation.batch import ConversationBatch
 from oct_foundation.diagnostics.answers import Answered, commonest, judge_answers, score
 from oct_foundation.diagnostics.readings import Reading, readings_of
 from oct_foundation.diagnostics.verdicts import Judgement
@@ -77,6 +75,7 @@ class AnswerWatch:
         answers = [self._answered(records[number], text) for number, text in sorted(everyone.items())]
         trained = self.task.training_records
         majority = commonest([record.kind for record in trained], [record.answer for record in trained])
+        majority = {kind: self.task.encoder.spoken(answer) for kind, answer in majority.items()}
         values = score(answers, majority)
         self.readings = [*(reading for reading in self.readings if reading.step != state.step)]
         self.readings.append(Reading(step=state.step, values=values))
@@ -87,17 +86,16 @@ class AnswerWatch:
     def _generate(self, model: VisionLanguageModel, runtime: Runtime) -> Iterator[tuple[int, str]]:
         """The share of this rank: numbers of held-out samples, and what the model answers."""
         task, settings = self.task, self.task.config.answers
-        kinds = [record.kind for record in task.held_out.records]
-        for wanted in evaluation_batches(kinds, task.layout(runtime.rank, runtime.world_size)):
-            batch: ConversationBatch = task.batch_of(wanted.indices)
+        for batch, numbers in task.held_out_batches(runtime.rank, runtime.world_size):
             with runtime.autocast(task.config.train.precision):
                 tokens = model.generate(batch.to(runtime.device), settings.max_new_tokens)
             runtime.end_step()
             texts = [task.encoder.decode(row) for row in tokens.cpu().tolist()]
-            yield from list(zip(wanted.indices, texts, strict=True))[: wanted.num_real]
+            yield from ((number, text) for number, text in zip(numbers, texts, strict=True) if number is not None)
 
     def _answered(self, record: Conversation, text: str) -> Answered:
-        return Answered(kind=record.kind, subject=record.subject_id, reference=record.answer.strip(), generated=text)
+        reference = self.task.encoder.spoken(record.answer)
+        return Answered(kind=record.kind, subject=record.subject_id, reference=reference, generated=text)
 
     def _write(self, state: TrainState, generated: Mapping[int, str]) -> None:
         """The first samples of each kind, the same ones every time; a disk that refuses is a warning, not an end."""

@@ -4,6 +4,7 @@ import copy
 from dataclasses import asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
 from torch import nn
 from transformers import PreTrainedConfig
@@ -46,6 +47,11 @@ def check_backend(args: "TrainingArguments") -> None:
         raise ValueError(
             "torch_xla is installed, so Trainer puts the model on an XLA device, where this trainer is not built to "
             "run; set USE_TORCH_XLA=0 before Python starts, or train on XLA with run_tpu_xla.sh"
+        )
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > args.world_size:
+        raise ValueError(
+            "torchrun has started several processes, and by these TrainingArguments each would train alone: on a "
+            "machine without a GPU set use_cpu=True"
         )
     if args.deepspeed or args.deepspeed_plugin is not None:
         raise ValueError(

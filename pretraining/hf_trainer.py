@@ -12,7 +12,7 @@ all ranks for the norms. ZeRO-3 gathers weights in each module's forward, too: e
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,14 +20,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from data_setup.neuro.collate import joined
+from data_setup.neuro.collate import joined, rows_by_sample
 from data_setup.neuro.dataset import ConversationDataset
 from data_setup.neuro.modalities import MODALITIES, TEXT
 from data_setup.neuro.samples import Sample
 from data_setup.sampler import SampleKey
 from oct_foundation.batch import ConversationBatch
 from oct_foundation.losses.inactive import Activity, Inactive, Policy, drift_warning
-from oct_foundation.models.vision_language import ConversationLoss, VisionLanguageModel
+from oct_foundation.models.vision_language import NO_ANSWER, ConversationLoss, VisionLanguageModel
 from pretraining.branch_norms import BranchNorms, Drift
 from pretraining.hf_answers import AnswerLog
 from pretraining.hf_backend import arguments_for, with_open_config
@@ -190,18 +190,32 @@ class DummyLossTrainer(Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Loss of a batch of any kinds of rows; for compute_metrics also generated answers and labels.
 
-        The loss is the mean over rows: so Trainer's eval_loss is the mean over all questions, whatever the batches and
-        ranks, while a mean over the tokens of all ranks would take in the rows that fill up the last batch.
-        Answers: int64 [R, max_new_tokens], not logits: what the model says to the question, without the answer before
-        its eyes. Labels: int64 [R, L].
+        The loss is the mean over the rows that Trainer keeps: so its eval_loss is the mean over all questions, each
+        counting once, whatever the batches and ranks. Answers: int64 [R, max_new_tokens], not logits: what the model
+        says to the question, without the answer before its eyes. Labels: int64 [R, L]. Both in the order of the
+        samples, not of the sorted rows: Trainer cuts off the end of the last batch, which repeats other samples.
         """
         batch = self._prepare_inputs(inputs)
+        found = None if isinstance(inputs, ConversationBatch) else rows_by_sample(inputs)
+        order = (torch.arange(batch.num_samples) if found is None else found).to(batch.labels.device)
+        labels = batch.labels.clone()
+        labels[order[self._num_kept(batch.num_samples) :]] = NO_ANSWER
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, batch)
+            loss = self.compute_loss(model, replace(batch, labels=labels))
             assert isinstance(loss, torch.Tensor)
             if prediction_loss_only:
                 return loss, None, None
-            return loss, self._follow(model).generate(batch, self.multimodal.max_new_tokens), batch.labels
+            answers = self._follow(model).generate(batch, self.multimodal.max_new_tokens)
+        return loss, answers[order], batch.labels[order]
+
+    def _num_kept(self, num_rows: int) -> int:
+        """How many samples of this rank's batch Trainer counts: in the last one accelerate repeats samples, on the last
+        ranks, to make all alike.
+        """
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return num_rows
+        return min(max(state.remainder - self.args.process_index * self.args.eval_batch_size, 0), num_rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the update has left, in one fetch; called by every rank."""

@@ -15,6 +15,21 @@ from oct_foundation.models.volume_patches import PatchLayout
 from pretraining.config import RunConfig
 from pretraining.sections import check_least
 
+# Sections of the original's umbrella_llava_train.yaml whose keys have other places here (docs/multimodal.md).
+_MOVED = {
+    "dataset": (
+        "write data, with json_file as data.path, train_size, val_size, test_size as data.val_fraction and "
+        "data.test_fraction, img_size as size; a modality is off by null, not by study_sample: []"
+    ),
+    "trainer": (
+        "write its max_epochs as train.epochs, learning_rate as optim.base_lr, warmup_steps and weight_decay below "
+        "optim, per_device_batch_size as batch.per_core_batch_size, gradient_accumulation_steps as "
+        "batch.grad_accum_steps, gradient_checkpointing as train.remat and model.language.gradient_checkpointing, "
+        "logging_steps as train.log_every_steps, ckpt_dir as checkpoint.ckpt_dir, resume_training as "
+        "checkpoint.resume, mixed_precision as train.precision"
+    ),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSection(NeuroDataSettings):
@@ -94,6 +109,7 @@ class MultimodalRunConfig(RunConfig):
 
     fixed_sections: ClassVar[tuple[str, ...]] = ("task", "seed", "model", "inactive")
     short_names: ClassVar[dict[str, str]] = {"model": "model.hf_name", "max_steps": "train.max_steps"}
+    moved_keys: ClassVar[dict[str, str]] = _MOVED
 
     def __post_init__(self) -> None:
         super().__post_init__()

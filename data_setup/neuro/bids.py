@@ -96,6 +96,9 @@ def _participants(root: Path, column: str) -> dict[str, str]:
             if not {"participant_id", column} <= set(columns):
                 found = f"participants.tsv has the columns {', '.join(columns)}; needed: participant_id, {column}"
                 raise NeuroFileError(NeuroReason.BAD_JSON, found)
-            return {f"sub-{row['participant_id'].removeprefix('sub-')}": (row[column] or "").strip() for row in reader}
+            rows = [row for row in reader if row["participant_id"]]  # a short line has None
+            return {f"sub-{row['participant_id'].removeprefix('sub-')}": (row[column] or "").strip() for row in rows}
+    except UnicodeDecodeError:
+        raise NeuroFileError(NeuroReason.BAD_JSON, "participants.tsv is no text in UTF-8") from None
     except OSError as error:
         raise NeuroFileError(NeuroReason.MISSING, f"no readable participants.tsv ({type(error).__name__})") from None

@@ -26,12 +26,14 @@ class ConversationCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> Nested:
         """Rows sorted by modality, in the order of the samples within one. pixel_values: float32 [n, *shape], in the
-        order of the modality's places in the sorted rows; the other three: int64 [rows, max_length].
+        order of the modality's places in the sorted rows; the next three: int64 [rows, max_length]; sample: int64
+        [rows], the place of a row's sample in the list.
 
         Raises NeuroFileError(too_long), which check_records finds before training, ValueError for shapes that differ.
         """
         nested: Nested = {}
-        ordered = sorted(samples, key=lambda sample: _ROW_ORDER.index(_home(sample)))
+        places = sorted(range(len(samples)), key=lambda place: _ROW_ORDER.index(_home(samples[place])))
+        ordered = [samples[place] for place in places]
         for name in _ROW_ORDER:
             entry: dict[str, torch.Tensor] = {}
             images = [
@@ -45,6 +47,7 @@ class ConversationCollator:
             rows = [self._row(sample) for sample in ordered if _home(sample) == name]
             if rows:
                 entry |= {key: torch.stack([row[key] for row in rows]) for key in _ROW_KEYS}
+                entry["sample"] = torch.tensor([place for place in places if _home(samples[place]) == name])
             if entry:
                 nested[name] = entry
         return nested
@@ -82,6 +85,16 @@ def joined(nested: Mapping[str, Mapping[str, torch.Tensor]]) -> ConversationBatc
         rows={name: nested[name]["input_ids"].shape[0] for name in with_rows},
         **{key: torch.cat([nested[name][key] for name in with_rows]) for key in _ROW_KEYS},
     )
+
+
+def rows_by_sample(nested: Mapping[str, Mapping[str, torch.Tensor]]) -> torch.Tensor | None:
+    """int64 [R]: which row of the joint batch is that of the first sample, the second ...; None where the nested batch
+    does not tell.
+    """
+    with_rows = [nested[name] for name in _ROW_ORDER if "input_ids" in nested.get(name, {})]
+    if not all("sample" in entry for entry in with_rows):
+        return None
+    return torch.cat([entry["sample"] for entry in with_rows]).argsort()
 
 
 def _home(sample: Sample) -> str:

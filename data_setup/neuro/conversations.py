@@ -70,8 +70,11 @@ def read_conversations(source: Path) -> tuple[list[Conversation], list[Refused]]
     refused: list[Refused] = []
     for file in files:
         for number, entry in enumerate(_entries(file)):
-            name = str(entry.get("task_id", f"{file.stem}:{number}")) if isinstance(entry, dict) else f"{number}"
+            told = entry.get("task_id") if isinstance(entry, dict) else None
+            name = f"{file.stem}:{number}" if told is None else str(told)
             try:
+                if isinstance(entry, NeuroFileError):
+                    raise entry
                 records += samples_of(entry, name)
             except NeuroFileError as error:
                 refused.append(Refused(name, error))
@@ -81,8 +84,9 @@ def read_conversations(source: Path) -> tuple[list[Conversation], list[Refused]]
 def samples_of(entry: Any, name: str) -> list[Conversation]:
     """The samples of one entry: one for each answer, with the turns before it in its prompt.
 
-    Where several images share one `<image>`, each makes samples of its own, as the separate data sets of the format's
-    first users did. Raises NeuroFileError(bad_json, unknown_modality, image_places, no_subject, no_answer).
+    Where images of several modalities share one `<image>`, each makes samples of its own, as the separate data sets of
+    the format's first users did. Raises NeuroFileError(bad_json, unknown_modality, image_places, no_subject,
+    no_answer).
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
         raise NeuroFileError(NeuroReason.BAD_JSON, "an entry without a list of conversations")
@@ -100,6 +104,8 @@ def samples_of(entry: Any, name: str) -> list[Conversation]:
     alone = [(name, images)]
     if len(images) > 1 and len(places) == 1:
         fitting = [image for image in images if places[0] in (GENERIC_TOKEN, IMAGE_TOKENS[image.modality])]
+        if len({image.modality for image in fitting}) < len(fitting):
+            raise NeuroFileError(NeuroReason.IMAGE_PLACES, f"one place for {len(fitting)} images, two of a modality")
         alone = [(f"{name}:{image.modality}", (image,)) for image in fitting] or alone
     return [
         Conversation(
@@ -121,7 +127,8 @@ def _entries(file: Path) -> Sequence[Any]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # Not splitlines: a string of JSON may hold the line ends of Unicode as they are.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) < 2 or not lines[0][1].rstrip().endswith("}"):
             raise NeuroFileError(NeuroReason.BAD_JSON, f"{file.name}, line {error.lineno}: {error.msg}") from None
         return [_line(file, number, line) for number, line in lines]
@@ -129,11 +136,11 @@ def _entries(file: Path) -> Sequence[Any]:
 
 
 def _line(file: Path, number: int, line: str) -> Any:
-    """An object of JSON Lines; a damaged one becomes an entry that is refused, the others are kept."""
+    """An object of JSON Lines, or why it is none: one damaged line is refused, the others are kept."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        return f"{file.name}, line {number}: {error.msg}"
+        return NeuroFileError(NeuroReason.BAD_JSON, f"{file.name}, line {number}: {error.msg}")
 
 
 def _generation_1(entry: Mapping[str, Any]) -> tuple[tuple[ImageRef, ...], list[_Turn]]:

@@ -69,7 +69,8 @@ class ConversationDataset(Dataset[Sample]):
     """The sample that a SampleKey names.
 
     training: windows and mirrors are drawn by (seed, epoch, index), and what cannot be read is replaced by the next
-    record of the same kind, so that shapes stay; else the view is fixed and an unreadable image is an error.
+    record of the same kind, so that shapes stay; else the view is fixed and an unreadable image is an error, which
+    names the sample.
     """
 
     def __init__(self, records: Sequence[Conversation], source: ImageSource, *, seed: int, training: bool) -> None:
@@ -101,10 +102,15 @@ class ConversationDataset(Dataset[Sample]):
             except NeuroFileError as error:
                 bad.append((record.sample_id, error.reason))
                 if not self._training or len(bad) > _MAX_REPLACEMENTS:
-                    raise
+                    raise NeuroFileError(error.reason, f"sample {record.sample_id}: {error.detail}") from error
                 continue
             return Sample(record=record, images=images, replaced=tuple(bad))
         raise NeuroFileError(NeuroReason.MISSING, f"none of the {len(bad)} samples of kind {kind} can be read")
+
+    def blank(self, index: int) -> Sample:
+        """A sample's text with images of zeros: keeps the shapes of a batch where its images cannot be read."""
+        record, shapes = self.records[index], {spec.name: spec.shape for spec in self._source.specs}
+        return Sample(record=record, images=tuple(torch.zeros(shapes[ref.modality]) for ref in record.images))
 
     def _images(self, record: Conversation, key: SampleKey) -> tuple[torch.Tensor, ...]:
         draws = sample_rng(self._seed, key.epoch, key.index, Purpose.VIEWS).random((len(record.images), 2))

@@ -55,7 +55,7 @@ REMEDY: dict[NeuroReason, str] = {
     NeuroReason.BAD_FRAME: "Write the folder again: frame_0.pt to frame_N.pt, tensors of one shape (H, W, D).",
     NeuroReason.UNSAFE_PICKLE: "The file wants to run code when loaded. Save plain tensors and numbers only.",
     NeuroReason.NO_STATS: "Write global_stats.pt (global_mean, global_std, global_max), or set the scaling to none.",
-    NeuroReason.BAD_JSON: "Mend the entry: docs/multimodal.md shows both forms.",
+    NeuroReason.BAD_JSON: "Mend it: docs/multimodal.md shows what is read.",
     NeuroReason.UNKNOWN_MODALITY: "Use T1 (or sMRI), rsfMRI (or fMRI), dMRI.",
     NeuroReason.NOT_ENABLED: "Enable the modality, or leave the sample out.",
     NeuroReason.IMAGE_PLACES: "Write <image> once for each image of the sample, or not at all.",

@@ -88,8 +88,8 @@ def open_data(settings: NeuroDataSettings, source: ImageSource, encoder: PromptE
     except NeuroFileError as error:
         raise ValueError(f"data.path={settings.path}: {error}") from error
     audit = check_records(records, source, encoder, refused)
-    log.info("%s", audit.table())
     audit.check_share(settings.max_bad_fraction)
+    log.info("%s", audit.table())
     splits, notes = split_by_subject(
         audit.kept,
         val_fraction=settings.val_fraction,

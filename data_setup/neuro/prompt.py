@@ -62,5 +62,9 @@ class PromptEncoder:
         """Text without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
+    def spoken(self, answer: str) -> str:
+        """An answer as it comes back from tokens, which not every tokenizer gives back letter by letter."""
+        return self.decode(self._ids(answer))
+
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

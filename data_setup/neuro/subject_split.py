@@ -1,5 +1,6 @@
 """Which persons train, validate and test: all samples of a person stand on one side."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from data_setup.neuro.conversations import Conversation
@@ -22,7 +23,11 @@ def split_by_subject(
         )
     subject_of = {record.sample_id: record.subject_id for record in records}
     if len(subject_of) < len(records):
-        raise ValueError(f"{len(records) - len(subject_of)} of {len(records)} sample ids occur twice: make them unique")
+        [(example, times)] = Counter(record.sample_id for record in records).most_common(1)
+        raise ValueError(
+            f"{len(records) - len(subject_of)} of {len(records)} samples have the id of another, e.g. {example!r} "
+            f"{times} times: make task_id unique, or leave it out"
+        )
     sides: dict[str, Split] = dict.fromkeys(subject_of, "train")
     notes = []
     for side, fraction in (("test", test_fraction), ("val", val_fraction / (1 - test_fraction))):

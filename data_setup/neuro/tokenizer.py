@@ -4,6 +4,7 @@ Byte by byte every text in every language is covered by 262 entries, so that a t
 nothing; a pretrained language model brings its own tokenizer.
 """
 
+from pathlib import Path
 from typing import Any
 
 from data_setup.neuro.modalities import IMAGE_TOKENS
@@ -33,10 +34,12 @@ def load_tokenizer(name_or_path: str | None) -> Any:
     """The tokenizer of a language model by name or folder, None: bytes. Where it lacks image tokens, they are added at
     the end: the model's embedding must then have len(tokenizer) rows.
 
-    Raises ValueError where it has no end-of-text token, OSError of transformers where there is no such tokenizer.
+    Raises ValueError where it has no end-of-text token, OSError where there is no such folder or tokenizer.
     """
     if name_or_path is None:
         return byte_tokenizer()
+    if name_or_path.startswith(("/", ".", "~")) and not Path(name_or_path).is_dir():
+        raise OSError("there is no such folder")  # transformers would speak of the form of a hub's names
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)

@@ -3,6 +3,7 @@
 Tokens enter, some of them in place of images with the embeddings that they shall have; the next token's logits leave.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,10 +57,20 @@ class LanguageModel(nn.Module):
         """H, of a token's embedding."""
         return self._table().embedding_dim
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that the model was made for: beyond it learned positions end, and others are untrained."""
+        named = getattr(self.network.config, "max_position_embeddings", None)  # None: distances instead of positions
+        return int(named or sys.maxsize)
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, images: Images | None = None
     ) -> torch.Tensor:
-        """int64 [R, L]; int or bool [R, L] -> logits float [R, L, vocabulary]."""
+        """int64 [R, L]; int or bool [R, L] -> logits float [R, L, vocabulary]; raises ValueError for L > max_tokens."""
+        if input_ids.shape[1] > self.max_tokens:
+            raise ValueError(
+                f"rows of {input_ids.shape[1]} tokens, a new answer's included; the model reads {self.max_tokens}"
+            )
         embeddings = self._table()(input_ids)
         if images is not None:
             embeddings = torch.where(images.shown[..., None], images.embeddings.to(embeddings.dtype), embeddings)

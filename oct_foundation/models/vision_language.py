@@ -51,11 +51,13 @@ class TokenIds:
 
 
 class ConversationLoss(NamedTuple):
-    """loss: 0-d; sums: modality (or `text`) -> detached 0-d sum of its rows' mean losses; counts: of those rows."""
+    """loss: 0-d; sums: modality (or `text`) -> detached 0-d sum of its rows' mean losses; counts: 0-d, rows with an
+    answer.
+    """
 
     loss: torch.Tensor
     sums: dict[str, torch.Tensor]
-    counts: dict[str, int]
+    counts: dict[str, torch.Tensor]
 
 
 class VisionTower(nn.Module):
@@ -129,7 +131,7 @@ class VisionLanguageModel(nn.Module):
         """The fields of a ConversationBatch -> the mean over rows of each row's mean loss over its answer tokens.
 
         So a question counts once, however long its answer, and ranks with equally many rows average exactly to their
-        union. A row without an answer counts as 0. num_items_in_batch, where given: the sum over all answer tokens
+        union. A row without an answer does not count. num_items_in_batch, where given: the sum over all answer tokens
         divided by it, the convention of transformers.Trainer.
         """
         logits = self.language_model(input_ids, attention_mask, self.look(images, input_ids))
@@ -137,12 +139,18 @@ class VisionLanguageModel(nn.Module):
         losses = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), answers.flatten(), ignore_index=NO_ANSWER, reduction="none"
         ).view_as(answers)
-        totals = losses.sum(1)
-        row_losses = totals / (answers != NO_ANSWER).sum(1).clamp(min=1)
-        loss = row_losses.mean() if num_items_in_batch is None else totals.sum() / num_items_in_batch
-        parts = row_losses.detach().split(list(rows.values()))
-        sums = {name: part.sum() for name, part in zip(rows, parts, strict=True)}
-        return ConversationLoss(loss, sums, dict(rows))
+        totals, num_tokens = losses.sum(1), (answers != NO_ANSWER).sum(1)
+        row_losses, answered = totals / num_tokens.clamp(min=1), (num_tokens > 0).float()
+        if num_items_in_batch is None:
+            loss = row_losses.sum() / answered.sum().clamp(min=1)
+        else:
+            loss = totals.sum() / num_items_in_batch
+        sizes = list(rows.values())
+        sums, counts = (
+            {name: part.sum() for name, part in zip(rows, per_row.split(sizes), strict=True)}
+            for per_row in (row_losses.detach(), answered)
+        )
+        return ConversationLoss(loss, sums, counts)
 
     def look(self, images: Mapping[str, torch.Tensor], input_ids: torch.Tensor) -> Images | None:
         """What the tower sees, as wide as the language model reads, at the places of `input_ids` (int64 [R, L]).

@@ -1,20 +1,24 @@
 """Questions about brain images, from JSON, a BIDS folder or generated: checked, split by subject, in batches."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from data_setup.loaders import TrainBatches, input_counts
 from data_setup.neuro.collate import ConversationCollator
 from data_setup.neuro.conversations import Conversation
 from data_setup.neuro.dataset import ConversationDataset
+from data_setup.neuro.errors import NeuroFileError
 from data_setup.neuro.modality_sampler import AlignedSampler, Layout, build_sampler, evaluation_batches
 from data_setup.neuro.open_data import image_source, open_data
 from data_setup.neuro.prompt import PromptEncoder
+from data_setup.neuro.samples import Sample
 from data_setup.sampler import SampleKey, ShardedBatchSampler
 from oct_foundation.batch import ConversationBatch
+from oct_foundation.models.vision_language import NO_ANSWER
 from oct_foundation.runtime.base import Runtime
 from pretraining.config import ConfigError
 from pretraining.multimodal_config import MultimodalRunConfig
@@ -46,6 +50,7 @@ class MultimodalTask:
         self._train = ConversationDataset(splits["train"], source, seed=config.seed, training=True)
         self.held_out = ConversationDataset(held_out, source, seed=config.seed, training=False)
         self._collator = ConversationCollator(self.encoder)
+        self._unreadable: set[int] = set()  # held-out questions whose images could not be read
         self._batches: TrainBatches | None = None
         self.num_train_samples = len(self._train)
 
@@ -88,14 +93,34 @@ class MultimodalTask:
         return input_counts(self._batches)
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[ConversationBatch]:
-        """Held-out questions, each kind in batches of its own; the last of a kind is filled by repetition."""
-        kinds = [record.kind for record in self.held_out.records]
-        for batch in evaluation_batches(kinds, self.layout(rank, world_size)):
-            yield self.batch_of(batch.indices)
+        """Held-out questions, each kind in batches of its own; rows that only fill a batch have no label."""
+        for batch, _ in self.held_out_batches(rank, world_size):
+            yield batch
 
-    def batch_of(self, indices: Iterable[int]) -> ConversationBatch:
-        """Held-out samples by their numbers."""
-        return self._collator.joint([self.held_out[SampleKey(0, index)] for index in indices])[0]
+    def held_out_batches(self, rank: int, world_size: int) -> Iterator[tuple[ConversationBatch, list[int | None]]]:
+        """Each batch with the number of each row's question, None where the row does not count: it repeats another to
+        fill the batch, or its images cannot be read, which a warning says once.
+        """
+        kinds = [record.kind for record in self.held_out.records]
+        for wanted in evaluation_batches(kinds, self.layout(rank, world_size)):
+            samples = [self._held_out_sample(index) for index in wanted.indices]
+            numbers = [
+                index if place < wanted.num_real and index not in self._unreadable else None
+                for place, index in enumerate(wanted.indices)
+            ]
+            batch, _ = self._collator.joint(samples)
+            batch.labels[torch.tensor([number is None for number in numbers])] = NO_ANSWER
+            yield batch, numbers
+
+    def _held_out_sample(self, index: int) -> Sample:
+        """With blank images where its own cannot be read: one lost file is no reason to lose a run."""
+        try:
+            return self.held_out[SampleKey(0, index)]
+        except NeuroFileError as error:
+            if index not in self._unreadable:
+                log.warning("a held-out question is left out of losses and scores: %s", error)
+            self._unreadable.add(index)
+            return self.held_out.blank(index)
 
     def steps_per_epoch(self, *, world_size: int) -> int:
         """From the sampler that the run uses."""

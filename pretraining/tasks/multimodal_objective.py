@@ -40,12 +40,22 @@ class MultimodalObjective(Objective):
         self.finds_unused = config.inactive == "find_unused"
 
     def build_model(self) -> nn.Module:
-        """Equal on all ranks by the seed."""
+        """Equal on all ranks by the seed; raises ConfigError for a language model that cannot be used."""
         torch.manual_seed(self.config.seed)
         tokens = TokenIds(
             vocabulary_size=len(self.tokenizer), image=image_token_ids(self.tokenizer), end=self.tokenizer.eos_token_id
         )
-        model = VisionLanguageModel(self.network, tokens)
+        try:
+            model = VisionLanguageModel(self.network, tokens)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.hf_name={self.config.model.hf_name}: {error}") from None
+        length, new = self.config.data.max_length, self.config.answers.max_new_tokens
+        if length + new > (most := model.language_model.max_tokens):
+            raise ConfigError(
+                f"data.max_length={length} and answers.max_new_tokens={new} make rows of {length + new} tokens, the "
+                f"language model reads {most}: lower them, or pool more patches (model.T1.pool); the tiny Llama takes "
+                "model.language.max_tokens"
+            )
         recompute((model.vision_tower,), self.config.train.remat)
         if self.config.train.compile:
             compile_blocks((model.vision_tower,))
@@ -77,7 +87,10 @@ class MultimodalObjective(Objective):
         return {**model.branches(), TRUNK: model.trunk()}
 
     def loss(self, model: nn.Module, batch: ConversationBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Mean over the rows; to log: each kind's sum and number of rows, 0 for kinds that the batch lacks."""
+        """Mean over the rows; to log: each kind's sum and number of rows, 0 for kinds that the batch lacks.
+
+        In evaluation the loss is logged by sum and number, too: batches there hold unequal numbers of rows that count.
+        """
         if self.inactive is not None and torch.is_grad_enabled():
             self.inactive.see(batch.present)
         found = model(batch.images, batch.input_ids, batch.attention_mask, batch.labels, batch.rows)
@@ -85,8 +98,11 @@ class MultimodalObjective(Objective):
         extra: dict[str, torch.Tensor] = {}
         for name in (*self.network.modalities, TEXT):
             extra[f"{SUM}loss/{name}"] = found.sums.get(name, zero)
-            extra[f"{COUNT}loss/{name}"] = zero + float(found.counts.get(name, 0))
-        if self.inactive is not None and self.inactive.dummy_loss is not None:
+            extra[f"{COUNT}loss/{name}"] = found.counts.get(name, zero)
+        if not torch.is_grad_enabled():
+            extra[f"{SUM}loss"] = torch.stack([*found.sums.values()]).sum()
+            extra[f"{COUNT}loss"] = torch.stack([*found.counts.values()]).sum()
+        elif self.inactive is not None and self.inactive.dummy_loss is not None:
             extra["dummy_loss"] = self.inactive.dummy_loss
         return found.loss, extra
 

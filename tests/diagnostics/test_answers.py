@@ -27,7 +27,9 @@ def test_always_the_commonest_answer_gains_nothing_however_accurate():
     answers = answered("T1", 90, 0) + answered("T1", 0, 10, reference="right", said="left")
     values = score(answers, {"T1": "left"})
     assert values["accuracy/T1"] == pytest.approx(0.9)
-    assert (values["gain/T1"], values["gain_low/T1"], values["gain_high/T1"]) == (0, 0, 0)
+    assert values["gain/T1"] == 0
+    assert values["gain_low/T1"] == pytest.approx(-0.03, abs=0.01)  # 3 / 100: the rule of three
+    assert values["gain_high/T1"] == pytest.approx(0.03, abs=0.01)
     assert judge_answers(values).verdict == "NOT LEARNING"
 
 
@@ -36,6 +38,18 @@ def test_persons_are_drawn_not_questions():
     other = [Answered(kind="T1", subject="b", reference="right", generated="left") for _ in range(50)]
     values = score([*one_person, *other], {"T1": "right"})
     assert (values["gain_low/T1"], values["gain_high/T1"]) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("persons", "verdict"), [(1, "CANNOT TELL"), (4, "CANNOT TELL"), (6, "LEARNING")])
+def test_a_few_right_answers_prove_nothing(persons, verdict):
+    """Four coins fall alike one time in eight."""
+    values = score(answered("T1", persons, 0), {"T1": "right"})
+    assert values["gain/T1"] == 1.0
+    assert judge_answers(values).verdict == verdict
+
+
+def test_a_few_commonest_answers_do_not_prove_that_nothing_is_learned():
+    assert judge_answers(score(answered("T1", 20, 0), {"T1": "left"})).verdict == "CANNOT TELL"
 
 
 def test_an_answer_that_is_none_counts_as_wrong_and_as_no_class():

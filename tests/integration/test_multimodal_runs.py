@@ -111,7 +111,7 @@ def test_two_ranks_with_other_modalities_each_equal_one_process(train, tmp_path,
     one = train(tmp_path / "one", *mixed, config=CONFIG, transformers=True)
     ranks = ("runtime.num_processes=2", "runtime.device=cpu", "batch.per_core_batch_size=2")
     two = train(tmp_path / "two", *mixed, *ranks, config=CONFIG, transformers=True)
-    for name in ("train/loss", "train/grad_norm"):
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
         found, expected = two.curve(name), one.curve(name)
         assert set(found) == set(expected)
         for step, value in expected.items():
@@ -121,6 +121,7 @@ def test_two_ranks_with_other_modalities_each_equal_one_process(train, tmp_path,
         for kind in kinds_of(row):
             assert other[f"train/loss/{kind}"] == pytest.approx(row[f"train/loss/{kind}"], rel=1e-4)
     assert any(len(kinds_of(row)) > 1 for row in train_rows(one))
+    assert not [name for row in two.rows for name in row if name == "val/dummy_loss"], "there is none in evaluation"
     assert_states_equal(two.state()["model"], one.state()["model"], rtol=1e-4, atol=1e-5)
 
 

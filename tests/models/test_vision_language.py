@@ -171,6 +171,10 @@ def test_a_question_counts_once_however_long_its_answer():
     by_modality = {"T1": sum(by_row[:2]), "rsfMRI": by_row[2], "dMRI": by_row[3], "text": by_row[4]}
     assert {name: value.item() for name, value in found.sums.items()} == pytest.approx(by_modality, rel=1e-6)
     assert not any(value.requires_grad for value in found.sums.values())
+    batch.labels[1] = -100
+    without = loss_of(model, batch)
+    assert without.loss.item() == pytest.approx((sum(by_row) - by_row[1]) / 4, rel=1e-6)
+    assert without.counts == {"T1": 1, "rsfMRI": 1, "dMRI": 1, "text": 1}, "a row without an answer is no question"
 
 
 def test_token_means_over_all_ranks_are_those_of_the_hugging_face_trainer():
@@ -334,6 +338,8 @@ def test_a_language_model_comes_from_a_path_in_float32_with_room_for_the_image_t
     assert model.language_model.network.is_activation_checkpointing
     loss_of(model, batch_of(ALL)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match=r"rows of 65 tokens, .* the model reads 64"):
+        model.language_model(*torch.ones(2, 1, 65, dtype=torch.long))
 
 
 def test_what_is_no_causal_decoder_with_full_attention_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -156,8 +157,10 @@ def every_kind_of_evaluation(folder: Path) -> dict[str, Any]:
     """prediction_step of each kind, of mixed rows and of the joint batch: loss, shapes, and the loss by hand."""
     trainer = trainer_of(folder, ["T1"])
     found = {}
-    for name, kinds in {**{k: [k, k] for k in (*ALL, "text")}, "mixed": [*ALL, "text"], "joint": [*ALL]}.items():
-        nested = COLLATOR(samples_of(kinds))
+    unsorted = ["text", "dMRI", "T1", "rsfMRI"]
+    for name, kinds in {**{k: [k, k] for k in (*ALL, "text")}, "mixed": unsorted, "joint": [*ALL]}.items():
+        samples = samples_of(kinds)
+        nested = COLLATOR(samples)
         batch = joined(nested)
         loss, answers, labels = trainer.prediction_step(trainer.model, batch if name == "joint" else nested, False)
         alone, *nothing = trainer.prediction_step(trainer.model, nested, True)
@@ -168,7 +171,7 @@ def every_kind_of_evaluation(folder: Path) -> dict[str, Any]:
             "by_hand": sum(token_losses(trainer.model, batch, row).mean().item() for row in range(len(kinds)))
             / len(kinds),
             "answers": list(answers.shape),
-            "labels": list(labels.shape) == list(batch.labels.shape),
+            "labels": torch.equal(labels, torch.cat([joined(COLLATOR([sample])).labels for sample in samples])),
         }
     return found
 
@@ -358,13 +361,17 @@ def refusals(folder: Path) -> dict[str, Any]:
         "data_parallel": {"_n_gpu": 2},
         "find_unused": {"ddp_find_unused_parameters": False},
         "dispatch": {"accelerator_config": AcceleratorConfig(dispatch_batches=True)},
+        "alone": {},
     }.items():
         args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
         vars(args).update(change)
+        if name == "alone":  # as torchrun leaves it where TrainingArguments finds no GPU
+            torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
         try:
             arguments_for(args, "find_unused" if name == "find_unused" else "skip")
         except ValueError as raised:
             found[name] = str(raised)
+    torch.distributed.destroy_process_group()
     return found
 
 

@@ -68,7 +68,7 @@ def main(folder: Path, rows_per_rank: int, policy: str) -> None:
         folder,
         ROWS,
         settings,
-        more={"eval_dataset": Listed(samples_of([*ROWS[:8], "rsfMRI", "dMRI"])), "compute_metrics": count_answers},
+        more={"eval_dataset": Listed(samples_of([*ROWS[:8], "rsfMRI"])), "compute_metrics": count_answers},
         per_device_train_batch_size=rows_per_rank,
         per_device_eval_batch_size=rows_per_rank,
         gradient_accumulation_steps=2,

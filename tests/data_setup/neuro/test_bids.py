@@ -60,9 +60,17 @@ def test_a_dangling_link_is_listed_and_found_missing_later(root: Path) -> None:
     assert "sub-02_T1w" in [record.sample_id for record in read_bids(root, BidsSettings())[0]]
 
 
+def test_a_short_line_of_the_table_is_nobody(root: Path) -> None:
+    (root / "participants.tsv").write_text("age\tparticipant_id\tsex\n30\tsub-01\tF\n40\n")
+    assert {record.subject_id for record in read_bids(root, BidsSettings())[0]} == {"01"}
+
+
 def test_what_is_missing_is_named(root: Path) -> None:
     with pytest.raises(NeuroFileError, match=r"columns participant_id, age, sex; needed: participant_id, iq"):
         read_bids(root, BidsSettings(column="iq"))
+    (root / "participants.tsv").write_bytes(b"participant_id\tsex\nsub-01\tm\xe4nnlich\n")
+    with pytest.raises(NeuroFileError, match=r"no text in UTF-8"):
+        read_bids(root, BidsSettings())
     (root / "participants.tsv").unlink()
     with pytest.raises(NeuroFileError, match=r"missing.*participants\.tsv"):
         read_bids(root, BidsSettings())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_setup.neuro.collate import ConversationCollator, joined
+from data_setup.neuro.collate import ConversationCollator, joined, rows_by_sample
 from data_setup.neuro.prompt import PromptEncoder
 from data_setup.neuro.samples import Sample
 from data_setup.neuro.tokenizer import byte_tokenizer
@@ -26,8 +26,14 @@ def sample(make_record):
 def test_the_nested_form_of_a_mixed_batch(sample) -> None:
     nested = COLLATE([sample("dMRI", number=1), sample("T1", number=2), sample(number=3), sample("T1", number=4)])
     assert list(nested) == ["T1", "dMRI", "text"]
-    assert set(nested["T1"]) == {"pixel_values", "input_ids", "attention_mask", "labels"}
-    assert set(nested["text"]) == {"input_ids", "attention_mask", "labels"}
+    assert set(nested["T1"]) == {"pixel_values", "input_ids", "attention_mask", "labels", "sample"}
+    assert set(nested["text"]) == {"input_ids", "attention_mask", "labels", "sample"}
+    assert {name: entry["sample"].tolist() for name, entry in nested.items()} == {
+        "T1": [1, 3],
+        "dMRI": [0],
+        "text": [2],
+    }
+    assert rows_by_sample(nested).tolist() == [2, 0, 3, 1]
     assert nested["T1"]["pixel_values"].shape == (2, 1, 4, 4, 4)
     assert nested["T1"]["pixel_values"][:, 0, 0, 0, 0].tolist() == [2, 4]
     assert all(entry["input_ids"].shape[1] == 64 for entry in nested.values())
@@ -74,7 +80,7 @@ def test_what_cannot_be_joined_is_refused(sample) -> None:
     with pytest.raises(ValueError, match="CT"):
         joined({"CT": {}})
     nested = COLLATE([sample("T1"), sample("dMRI")])
-    nested["dMRI"] = {key: value[:, :9] if key != "pixel_values" else value for key, value in nested["dMRI"].items()}
+    nested["dMRI"] = {key: value[:, :9] if value.ndim == 2 else value for key, value in nested["dMRI"].items()}
     with pytest.raises(ValueError, match=r"one length.*T1.*64.*dMRI.*9"):
         joined(nested)
     odd = sample("T1")

@@ -34,6 +34,8 @@ SECOND = {
     "metadata": {"age": 45, "sex": 1},
 }
 
+ONE_PLACE = [{"role": "user", "content": "<image> Alike?"}, {"role": "assistant", "content": "yes"}]
+
 
 def with_turns(*turns: str, **changes) -> dict:
     """Generation 1 with these turns, question and answer in turn."""
@@ -117,6 +119,7 @@ def test_text_without_an_image_is_a_kind_of_its_own() -> None:
         (with_turns("<image> <image>?", "a"), "image_places"),
         (with_turns("<image_fMRI>?", "a"), "image_places"),
         (with_turns("?", "<image>"), "image_places"),
+        ({**SECOND, "images": SECOND["images"] * 2, "conversations": ONE_PLACE}, "image_places"),
         (with_turns("<image>?"), "no_answer"),
         (with_turns("<image>?", "  "), "no_answer"),
         (with_turns("<image>?", "a", metadata=[1]), "bad_json"),
@@ -139,6 +142,7 @@ def numbered(count: int) -> list[dict]:
         json.dumps(numbered(3), indent=2),
         "\n".join(json.dumps(entry) for entry in numbered(3)),
         "\ufeff" + json.dumps(numbered(3)),
+        "\n".join(json.dumps({**entry, "note": "a\u2028b\x85"}, ensure_ascii=False) for entry in numbered(3)),
     ],
 )
 def test_a_list_and_json_lines_hold_the_same(tmp_path: Path, text: str) -> None:
@@ -161,7 +165,11 @@ def test_a_bad_entry_is_counted_and_the_others_are_kept(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     records, refused = read_conversations(tmp_path / "a.jsonl")
     assert [record.sample_id for record in records] == ["t0"]
-    assert [found.error.reason for found in refused] == ["bad_json", "unknown_modality"]
+    assert [(found.sample_id, found.error.reason) for found in refused] == [
+        ("a:1", "bad_json"),
+        ("t1", "unknown_modality"),
+    ]
+    assert "a.jsonl, line 2" in refused[0].error.detail
 
 
 @pytest.mark.parametrize(("text", "reason"), [("", "empty"), ("[1,", "bad_json"), ("{", "bad_json")])

@@ -84,3 +84,17 @@ def test_what_is_too_long_is_refused_with_its_sizes_and_never_cut(make_record) -
 def test_an_image_token_in_an_answer_is_refused(make_record) -> None:
     with pytest.raises(NeuroFileError, match="image_places"):
         encoder().encode(make_record("T1", answer="<image_sMRI>"))
+
+
+def test_answers_are_compared_as_tokens_give_them_back() -> None:
+    from tokenizers import normalizers
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert PromptEncoder(tokenizer, {"T1": 8}, 60).spoken(" Left") == "left"
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no_such_folder"])
+def test_a_folder_that_is_not_there_is_no_name_of_a_hub(name: str) -> None:
+    with pytest.raises(OSError, match="no such folder"):
+        load_tokenizer(name)
