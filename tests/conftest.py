@@ -1,11 +1,16 @@
-"""Where the tests find real scans: `OCTFM_TEST_DATA`, else `../shared/data` beside the checkout."""
+"""For all tests: what hypothesis does, the order of files, and where real scans are found."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+# A busy machine is no failure (the default allows an example 0.2 s), and a commit gets the same examples each time.
+settings.register_profile("octfm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("octfm")
 
 
 # Their files take a minute and more each: begun last, they would leave one of two processes idle.

@@ -157,7 +157,7 @@ def test_a_full_spool_is_full_and_leaves_nothing_there_nor_in_the_bucket(
         monkeypatch.setenv(name, value)
     gcs.proxy.inject()
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
-    store = GcsStore(GcsUri(bucket=gcs.create_bucket(f"full-{os.urandom(6).hex()}"), prefix="run"), deadline_s=8)
+    store = GcsStore(GcsUri(bucket=gcs.create_bucket(f"full-{os.urandom(6).hex()}"), prefix="run"), deadline_s=60)
     ballast = fill(disk, room=SAVE_BYTES // 2)
     free = store.free_bytes()
     assert free is not None

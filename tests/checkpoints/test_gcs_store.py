@@ -30,11 +30,11 @@ LARGE = 9 << 20  # beyond 8 MiB the client uploads in chunks, resumably
 
 @pytest.fixture
 def store(gcs: GcsEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsStore]:
-    """An empty prefix of a bucket of its own, with a deadline of 8 s."""
+    """An empty prefix of a bucket of its own; its deadline is for a busy machine, no fault here needs it."""
     for name, value in gcs.environment.items():
         monkeypatch.setenv(name, value)
     gcs.proxy.inject()
-    yield GcsStore(GcsUri(bucket=gcs.create_bucket(f"store-{secrets.token_hex(6)}"), prefix="run"), deadline_s=8)
+    yield GcsStore(GcsUri(bucket=gcs.create_bucket(f"store-{secrets.token_hex(6)}"), prefix="run"), deadline_s=60)
     gcs.proxy.inject()
 
 
@@ -118,20 +118,21 @@ def test_a_revoked_permission_is_said_at_once(gcs: GcsEmulator, store: GcsStore,
     arguments = {"put": (KEY, writes(b"x")), "commit": ("a", b""), "replace": ("a", b""), "list": (), "probe": ()}
     with pytest.raises(Denied, match=f"{store}"):
         getattr(store, call)(*arguments.get(call, ("a",)))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30, "it has waited for the deadline"
 
 
 @pytest.mark.parametrize("call", ["commit", "get_bytes", "list"])
 def test_a_silent_service_is_given_up_at_the_deadline(gcs: GcsEmulator, store: GcsStore, call: str) -> None:
     gcs.proxy.inject(Fault(match=".", action="status", status=503, times=None))
+    hasty = GcsStore(store.uri, deadline_s=3)
     started = time.monotonic()
     with pytest.raises(Unavailable):
-        getattr(store, call)(*{"commit": ("a", b""), "get_bytes": ("a",), "list": ()}[call])
-    assert time.monotonic() - started < 20
+        getattr(hasty, call)(*{"commit": ("a", b""), "get_bytes": ("a",), "list": ()}[call])
+    assert time.monotonic() - started < 30
 
 
 def test_a_bucket_that_does_not_exist_is_not_found(gcs: GcsEmulator, store: GcsStore) -> None:
-    absent = GcsStore(GcsUri(bucket="no-such-bucket-here", prefix=""), deadline_s=8)
+    absent = GcsStore(GcsUri(bucket="no-such-bucket-here", prefix=""), deadline_s=60)
     for call in (absent.probe, absent.list, lambda: absent.put(KEY, writes(b"x" * 100))):
         with pytest.raises(NotFound, match="no-such-bucket-here"):
             call()

@@ -211,7 +211,7 @@ def test_the_marker_comes_last_so_that_a_half_copied_set_is_none(
     with pytest.raises(StopPreparing, match="refuses access"):
         mirror(tmp_path / "set", [*volumes, "index.jsonl", "dataset.json"], f"gs://{bucket}/out")
     assert "out/dataset.json" not in gcs.names(bucket)
-    with pytest.raises(ValueError, match=r"no finished cache|holds nothing"):
+    with pytest.raises(ValueError, match=r"no prepared set|holds nothing"):
         PreparedSet.load(download(f"gs://{bucket}/out", tmp_path / "copy"))
 
 

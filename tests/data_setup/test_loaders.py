@@ -18,6 +18,7 @@ from oct_foundation.batch import JEPABatch
 from oct_foundation.geometry import PatchGrid
 
 GRID = PatchGrid(image_size=(4, 16, 32), patch_size=(4, 16, 16))
+PATIENCE_S = 240  # the first worker imports torch: 10 s on a quiet machine, a minute on a busy one
 
 
 class Volumes:
@@ -52,7 +53,7 @@ def batches(num_workers: int, count: int = 12, start_step: int = 0, num_steps: i
     sampler = ShardedBatchSampler(
         order=Shuffled(count, seed=1), rank=1, world_size=2, micro_batch_size=2, grad_accum_steps=1, drop_last=True
     )
-    settings = LoaderSettings(num_workers=num_workers, timeout_s=60)
+    settings = LoaderSettings(num_workers=num_workers, timeout_s=PATIENCE_S)
     return list(TrainBatches(dataset, sampler, settings, start_step=start_step, num_steps=num_steps))
 
 
@@ -109,7 +110,9 @@ def loader(volumes: Volumes, num_steps: int = 6, transform: Any = None, **settin
     sampler = ShardedBatchSampler(
         order=order, rank=0, world_size=1, micro_batch_size=2, grad_accum_steps=1, drop_last=True
     )
-    return TrainBatches(dataset, sampler, LoaderSettings(timeout_s=60, **settings), start_step=0, num_steps=num_steps)
+    return TrainBatches(
+        dataset, sampler, LoaderSettings(timeout_s=PATIENCE_S, **settings), start_step=0, num_steps=num_steps
+    )
 
 
 def numbers(batches: TrainBatches) -> list[int]:

@@ -126,10 +126,15 @@ def test_new_changed_and_vanished_inputs_are_noticed(scans: Path, tmp_path: Path
     assert len(prepared.accepted()) == 12
 
 
-def test_a_deleted_volume_is_made_again(scans: Path, tmp_path: Path) -> None:
+def test_a_volume_that_was_deleted_or_cut_is_named_and_made_again(scans: Path, tmp_path: Path) -> None:
     prepared = prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 1)
     before = contents(prepared.folder)
-    (prepared.folder / "volumes" / f"{prepared.accepted()[0].id}.npy").unlink()
+    gone, cut, *_ = prepared.accepted()
+    (prepared.folder / "volumes" / f"{gone.id}.npy").unlink()
+    with open(prepared.folder / "volumes" / f"{cut.id}.npy", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match=f"prepared volume {cut.id} is damaged .*; prepare the data again"):
+        prepared.volume(cut)
     prepare(DirectorySource(scans), tmp_path / "cache", SETTINGS, 1)
     assert contents(prepared.folder) == before
 
@@ -236,7 +241,11 @@ def test_phantoms_have_the_same_index_on_every_machine(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_cache_is_not_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no finished cache"):
+    with pytest.raises(ValueError, match=r"no prepared set.*octfm prepare SCANS --out"):
+        PreparedSet.load(tmp_path)
+    for name in ("index.jsonl", "dataset.json"):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(ValueError, match=r"dataset\.json is damaged .*; prepare the data again"):
         PreparedSet.load(tmp_path)
 
 
@@ -260,7 +269,7 @@ def test_a_cache_that_cannot_be_written_stops_the_run_and_blames_no_file(scans: 
     [
         ({"image_size": (8, 32)}, "image_size"),
         ({"image_size": (8, 0, 32)}, "image_size"),
-        ({"max_bytes": 0}, "max_bytes"),
+        ({"max_bytes": 0}, "data.max_file_bytes"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"val_fraction": 1}, "val_fraction"),
     ],

@@ -49,6 +49,5 @@ def test_a_wrong_range_is_named(wrong: str) -> None:
 
 
 def test_a_choice_describes_itself() -> None:
-    assert EVERYTHING.takes_all
     assert EVERYTHING.describe() == "everything"
     assert "manufacturers=('Zeiss',)" in Selection(manufacturers=("Zeiss",)).describe()

@@ -51,28 +51,39 @@ def prepare_command(source: str, out: Path, *settings: str) -> list[str]:
 def kill_and_compare(
     source: str, folder: Path, environment: Mapping[str, str], *settings: str, kills: int, seed: int
 ) -> Outcome:
-    """Prepares `source` twice into `folder`: in one go, and with `kills` kills spread over the time that this took."""
+    """Prepares `source` twice into `folder`: in one go, and with `kills` kills spread over the work.
+
+    A quarter falls into the start, the others a moment after some more files are done: alike on slow and fast machines.
+    """
     env = {**os.environ, **environment}
     calm, killed = folder / "calm", folder / "killed"
     start = time.monotonic()
     subprocess.run(prepare_command(source, calm, *settings), cwd=PROJECT, env=env, check=True, capture_output=True)
-    undisturbed_s = time.monotonic() - start
     killed.mkdir()
     (killed / ".source_key").write_bytes((calm / ".source_key").read_bytes())
-    rng, happened = random.Random(seed), 0
+    rng, happened, most_files = random.Random(seed), 0, max(1, _num_done(calm) // (2 * kills))
     for _ in range(kills):
         child = subprocess.Popen(
             prepare_command(source, killed, *settings), cwd=PROJECT, env=env,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        try:  # from the first import to a share of the work that leaves something for the last kill
-            child.wait(rng.uniform(0.1, 0.6 + 1.6 * undisturbed_s / kills))
+        pause_s, num_files = (rng.uniform(0.1, 1.0), 0) if rng.random() < 0.25 else (rng.uniform(0, 0.1), most_files)
+        wanted = _num_done(killed) + rng.randint(0, num_files)
+        while child.poll() is None and _num_done(killed) < wanted:
+            time.sleep(0.01)
+        try:
+            child.wait(pause_s)
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             happened += 1
         child.wait()
     subprocess.run(prepare_command(source, killed, *settings), cwd=PROJECT, env=env, check=True, capture_output=True)
     return Outcome(happened, _done_twice(killed), _different(calm, killed), time.monotonic() - start)
+
+
+def _num_done(out: Path) -> int:
+    """Lines of the journal so far."""
+    return sum(journal.read_bytes().count(b"\n") for journal in out.glob("*/journal.jsonl"))
 
 
 def _done_twice(out: Path) -> int:

@@ -80,7 +80,7 @@ def proxy() -> Iterator[FaultProxy]:
 
 def ask(proxy: FaultProxy, path: str = "/a", method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
     """Status and body over a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
     try:
         connection.request(method, path, body)
         reply = connection.getresponse()
@@ -102,7 +102,7 @@ def test_without_faults_all_passes_unchanged(proxy: FaultProxy, path: str) -> No
 
 def test_one_connection_carries_many_requests(proxy: FaultProxy) -> None:
     proxy.inject(Fault(match="GET /b", action="status", status=429))
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
     found = []
     for method, path in (("GET", "/a"), ("HEAD", "/a"), ("GET", "/b"), ("GET", "/b"), ("GET", "/chunked")):
         connection.request(method, path)
@@ -160,7 +160,7 @@ def test_cut_ends_an_upload_in_its_body(proxy: FaultProxy) -> None:
     proxy.inject(Fault(match="PUT", action="cut", after=1000))
     with pytest.raises(OSError):  # noqa: PT011  reset, broken pipe or no answer, as the client's buffers have it
         ask(proxy, "/a", "PUT", CONTENT * 40)
-    assert Storage.wrote.wait(5)
+    assert Storage.wrote.wait(60)
     assert Storage.kept is None, "the server took a cut upload for a whole one"
     assert ask(proxy, "/a", "PUT", CONTENT) == (200, b"ok")
     assert proxy.unused() == []
@@ -178,7 +178,7 @@ def test_delay_comes_before_the_reply(proxy: FaultProxy) -> None:
     proxy.inject(Fault(match="GET", action="delay", seconds=0.3))
     start = time.monotonic()
     assert ask(proxy) == (200, CONTENT)
-    assert 0.3 <= time.monotonic() - start < 5
+    assert time.monotonic() - start >= 0.3
     assert proxy.unused() == []
 
 
@@ -187,7 +187,7 @@ def test_slow_passes_all_at_the_rate(proxy: FaultProxy, method: str, body: bytes
     proxy.inject(Fault(match=method, action="slow", bytes_per_s=len(CONTENT) * 2))
     start = time.monotonic()
     status, answer = ask(proxy, "/a", method, body)
-    assert 0.5 <= time.monotonic() - start < 5
+    assert time.monotonic() - start >= 0.5
     assert (status, answer) == (200, b"ok" if body else CONTENT)
     assert Storage.kept == body
     assert proxy.unused() == []
@@ -220,7 +220,7 @@ def test_a_server_that_is_gone_looks_like_a_dead_connection(proxy: FaultProxy) -
 
 
 def test_close_ends_idle_connections(proxy: FaultProxy) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
     connection.request("GET", "/a")
     connection.getresponse().read()
     proxy.close()

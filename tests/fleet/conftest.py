@@ -45,18 +45,19 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
             config.write_text(SSHD_CONFIG.format(port=port, folder=folder))
             log = folder / f"sshd-{port}.log"
             servers.append(subprocess.Popen([SSHD, "-D", "-E", str(log), "-f", str(config)], stdin=subprocess.DEVNULL))
-        for port in ports:
-            _wait_for(port)
+        for port, server in zip(ports, servers, strict=True):
+            _wait_for(port, server)
         yield Hosts(folder, ports)
     finally:
         for server in servers:
             server.terminate()
-            server.wait(10)
+            server.wait(60)
 
 
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 10
+def _wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
     while True:
+        assert server.poll() is None, f"sshd has ended; was port {port} taken?"
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return

@@ -1,8 +1,11 @@
 """Workers played by real sshd processes on loopback: their inventory, their clones, and the operator's clone."""
 
 import os
+import random
 import socket
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +68,17 @@ class Fleet:
             git(self.clone, "push", "--quiet", "origin", "main")
         return git(self.clone, "rev-parse", "HEAD")
 
+    def wait_for_jobs_to_say(self, word: str) -> None:
+        """Returns when the newest log of each worker has the word: jobs are shells, and slow to begin where all is."""
+        deadline = time.monotonic() + 120
+        while not all(word in self._newest_log(worker) for worker in range(self.num_workers)):
+            assert time.monotonic() < deadline, f"a job has not said {word!r}"
+            time.sleep(0.05)
+
+    def _newest_log(self, worker: int) -> str:
+        logs = self.checkout(worker).glob("runs/.fleet/*/output.log")
+        return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text()
+
     def processes(self) -> dict[str, list[int]]:
         """Tag -> living processes of the jobs that these workers have records of."""
         jobs = {path.parent.name for path in self.folder.glob("worker-*/octfm/runs/.fleet/*/job.json")}
@@ -86,5 +100,8 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    """A port below those that the kernel gives out by itself: nobody else takes it before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

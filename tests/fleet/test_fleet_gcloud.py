@@ -11,7 +11,7 @@ import pytest
 from sshd_fleet import Fleet, Hosts, free_port, git
 
 NUM_WORKERS = 3
-JOB = "echo \"in $PWD, key of ${#WANDB_API_KEY}\"\ntrap 'exit 75' TERM\nwhile true; do sleep 0.1; done\n"
+JOB = "trap 'exit 75' TERM\necho \"in $PWD, key of ${#WANDB_API_KEY}\"\nwhile true; do sleep 0.1; done\n"
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     monkeypatch.setenv("FAKE_GCLOUD", str(tmp_path))
     monkeypatch.setattr("pretraining.fleet.start.SETTLE_S", 0.5)
     assert shutil.which("gcloud") == str(program), "the real gcloud would be called"
-    pod = Fleet(tmp_path, Hosts(tmp_path, []))
+    pod = Fleet(tmp_path, Hosts(tmp_path, []), NUM_WORKERS)
     for worker in range(NUM_WORKERS):
         (tmp_path / f"worker-{worker}").mkdir()
     git(tmp_path, "init", "--quiet", "--bare", str(pod.origin))
@@ -56,6 +56,7 @@ def test_a_job_goes_through_gcloud_from_check_to_stop(
     assert git(pod.checkout(1), "rev-parse", "HEAD") == git(pod.clone, "rev-parse", "HEAD")
     try:
         assert pod.run("start", "configs/job.sh", "--device", "cpu") == 0, capsys.readouterr().err
+        pod.wait_for_jobs_to_say("key of")
         assert pod.run("status") == 0, capsys.readouterr().err
         assert capsys.readouterr().out.count("running, pid") == NUM_WORKERS
         assert len(pod.processes()) == NUM_WORKERS

@@ -8,20 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sshd_fleet import PROJECT, Fleet, git
 
 # Says what it got; TERM ends it with 75, as a run that has saved.
 POLITE = """
-echo "begins, WORLD_SIZE=$WORLD_SIZE RANK=$RANK"
 trap 'echo "saves"; exit 75' TERM
+echo "begins, WORLD_SIZE=$WORLD_SIZE RANK=$RANK"
 while true; do sleep 0.1; done
 """
 # Neither the job nor its child hears TERM.
 DEAF = """
 trap '' TERM
-bash -c 'trap "" TERM; while true; do sleep 0.1; done' &
+bash -c 'trap "" TERM; echo "begins"; while true; do sleep 0.1; done' &
 while true; do sleep 0.1; done
 """
 
@@ -31,6 +32,14 @@ def deployed(fleet: Fleet, script: str) -> str:
     fleet.commit("configs/job.sh", script)
     assert fleet.run("deploy") == 0
     return "configs/job.sh"
+
+
+def started(fleet: Fleet, *arguments: str, inventory: Path | None = None) -> int:
+    """The exit code of `start`; where it is 0, all jobs have said that they begin, so that TERM finds their trap."""
+    code = fleet.run("start", *arguments, inventory=inventory)
+    if code == 0:
+        fleet.wait_for_jobs_to_say("begins")
+    return code
 
 
 def first_pid(fleet: Fleet, worker: int) -> int:
@@ -43,7 +52,7 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait_until(true: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not come"
@@ -70,7 +79,7 @@ def test_a_job_runs_on_all_workers_is_told_followed_and_stopped(
     fleet: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = deployed(fleet, POLITE)
-    assert fleet.run("start", job, "--device", "cpu") == 0, capsys.readouterr().err
+    assert started(fleet, job, "--device", "cpu") == 0, capsys.readouterr().err
     assert fleet.run("status") == 0
     assert capsys.readouterr().out.count("running, pid") == 2
     assert fleet.run("logs") == 0
@@ -122,7 +131,7 @@ def test_logs_follow_until_interrupted(fleet: Fleet) -> None:
 
 def test_a_dead_worker_is_named_with_its_last_lines(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     job = deployed(fleet, POLITE)
-    assert fleet.run("start", job, "--device", "cpu") == 0
+    assert started(fleet, job, "--device", "cpu") == 0
     os.kill(first_pid(fleet, 1), signal.SIGKILL)
     wait_until(lambda: list(fleet.checkout(1).glob("runs/.fleet/*/exit.json")))
     capsys.readouterr()
@@ -152,9 +161,9 @@ def test_start_names_a_worker_whose_job_ends_at_once(
 @pytest.mark.slow
 def test_again_repeats_the_command_in_the_same_run_folder(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     job = deployed(fleet, 'echo "told $1 $2 $3, started $OCTFM_STARTED"\n' + POLITE)
-    assert fleet.run("start", job, "output_dir=runs/mine", "--device", "cpu") == 0
+    assert started(fleet, job, "output_dir=runs/mine", "--device", "cpu") == 0
     assert fleet.run("stop") == 0
-    assert fleet.run("start", "--again") == 0
+    assert started(fleet, "--again") == 0
     capsys.readouterr()
     logs = [path.read_text().splitlines()[0] for path in fleet.checkout(0).glob("runs/.fleet/*/output.log")]
     assert len(logs) == 2
@@ -166,7 +175,7 @@ def test_stop_kills_what_ignores_term_and_touches_no_bystander(
     fleet: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = deployed(fleet, DEAF)
-    assert fleet.run("start", job, "--device", "cpu") == 0
+    assert started(fleet, job, "--device", "cpu") == 0
     # The same command as the job's, without the job's tag; and one with the tag of another job.
     same = ["bash", "-c", 'trap "" TERM; while true; do sleep 0.1; done']
     bystanders = [subprocess.Popen(same), subprocess.Popen(same, env={**os.environ, "OCTFM_JOB": "another/0"})]
@@ -201,7 +210,7 @@ def test_a_passed_variable_reaches_the_job_and_no_command_line_or_file(
     job = deployed(fleet, 'echo "length ${#WANDB_API_KEY}, plain $PLAIN"\nps -eo args >all_commands.log\n' + POLITE)
     (fleet.clone / ".gitignore").write_text("runs/\n*.log\n")
     inventory = fleet.inventory("env: {PLAIN: visible}", "pass_env: [WANDB_API_KEY]")
-    assert fleet.run("start", job, "--device", "cpu", inventory=inventory) == 0
+    assert started(fleet, job, "--device", "cpu", inventory=inventory) == 0
     assert fleet.run("logs") == 0
     assert capsys.readouterr().out.count("length 15, plain visible") == 2
     for path in [*fleet.checkout(0).rglob("runs/.fleet/**/*"), fleet.checkout(0) / "all_commands.log"]:
@@ -235,7 +244,7 @@ def test_a_metric_is_found_on_whichever_worker_has_rank_0(fleet: Fleet, capsys: 
         path = f"runs/mine/exits/rank-{left['rank']:04d}.json"
         script += f"if [[ $RANK == {left['rank']} ]]; then echo '{json.dumps(left)}' >{path}; fi\n"
     job = deployed(fleet, script + POLITE)
-    assert fleet.run("start", job, "output_dir=runs/mine", "--device", "cpu") == 0
+    assert started(fleet, job, "output_dir=runs/mine", "--device", "cpu") == 0
     capsys.readouterr()
     assert fleet.run("status") == 0
     shown = capsys.readouterr()

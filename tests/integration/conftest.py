@@ -91,7 +91,7 @@ def train(prepared_cache: Path) -> Train:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=280,
+            timeout=580,
         )
         assert done.returncode == code, f"exit code {done.returncode}, expected {code}:\n{done.stdout[-4000:]}"
         return FinishedRun(folder, done.returncode, done.stdout)

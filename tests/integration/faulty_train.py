@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -46,8 +47,10 @@ def break_something() -> None:
             os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGTERM)
         case "vanish":
             folder = Path(os.environ["VANISH"])
-            shutil.rmtree(folder)
-            folder.write_text("a file where the folder was")
+            while not folder.is_file():  # a save that is under way may make the folder anew
+                with suppress(OSError):
+                    folder.rename(folder.with_name(f"gone-{time.monotonic_ns()}"))
+                    folder.write_text("a file where the folder was")
         case "unreadable":
             pretraining.tasks.vjepa.validation_batches = unreadable_once
         case "fill":

@@ -145,5 +145,10 @@ def test_another_global_batch_is_refused_and_an_explicit_accumulation_resumes(tr
     refused = train(tmp_path, "batch.global_batch_size=4", "batch.grad_accum_steps=4", "train.max_steps=4", code=78)
     assert "global_batch" in refused.output
     assert "Traceback" not in refused.output
+    other = train(tmp_path, *explicit, "seed=7", "model.loss=smooth_l1", "train.max_steps=4", code=78)
+    assert (
+        "seed is 0 in the checkpoint and 7 here; model.loss is mse in the checkpoint and smooth_l1 here."
+        in other.output
+    )
     gone_on = train(tmp_path, "batch.grad_accum_steps=1", "train.max_steps=3", "runtime.num_processes=2")
     assert gone_on.summary["start_step"] == 2

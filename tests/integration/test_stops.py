@@ -62,7 +62,7 @@ def test_a_rank_that_raises_takes_the_other_along_and_is_named_first(train, tmp_
     first, second = read_exits(tmp_path / "exits")
     assert (first.rank, first.step, first.reason) == (1, 3, "RuntimeError: injected crash")
     assert (second.rank, second.cause) == (0, False)
-    assert second.time - first.time < 10
+    assert second.time - first.time < 18, "silence alone would tell it after 20 s"
     assert run.output.index("injected crash") < run.output.index("rank 0 leaves")
     assert "rank 1 on" in run.output.splitlines()[-1]
     assert "BrokenProcessPool" not in run.output
@@ -95,7 +95,7 @@ def test_a_rank_that_is_killed_is_named_with_its_signal_and_memory(train, tmp_pa
 
 @pytest.mark.parametrize("ranks", [(), pytest.param(TWO_RANKS, marks=pytest.mark.slow)], ids=["one rank", "two ranks"])
 def test_a_hang_ends_with_the_stacks_of_every_rank(train, tmp_path, ranks):
-    limits = ("runtime.watchdog.stall_s=4", "runtime.watchdog.compile_s=60")
+    limits = ("runtime.watchdog.stall_s=8", "runtime.watchdog.compile_s=200")
     run = train(tmp_path, *SHORT, *limits, *ranks, fault="hang@0:3", code=ExitCode.NO_PROGRESS)
     records = read_exits(tmp_path / "exits")
     assert {record.code for record in records} == {ExitCode.NO_PROGRESS}
@@ -121,11 +121,11 @@ def test_a_second_run_into_the_same_place_stops_and_harms_nothing(train, tmp_pat
         assert first.poll() is None
     finally:
         first.terminate()
-    assert first.wait(60) == ExitCode.STOPPED
+    assert first.wait(120) == ExitCode.STOPPED
 
 
 def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not path.exists():
         assert process.poll() is None, "it ended before it saved"
         assert time.monotonic() < deadline

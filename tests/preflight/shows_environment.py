@@ -1,4 +1,4 @@
-"""Writes its environment as JSON, or dies as told: `python -m tests.preflight.shows_environment FILE | fail | wait`."""
+"""Writes its environment as JSON or dies: `python -m tests.preflight.shows_environment FILE|fail|wait [NAME]`."""
 
 import json
 import os
@@ -10,6 +10,6 @@ match sys.argv[1]:
     case "fail":
         sys.exit("the reason")
     case "wait":
-        time.sleep(60)
+        time.sleep(300)
     case path:
         Path(path).write_text(json.dumps(dict(os.environ)))

@@ -10,12 +10,12 @@ from oct_foundation.preflight.stages import Stage, StageFailed, clean_environmen
 MODULE = "tests.preflight.shows_environment"
 
 
-def run(argument: str, timeout_s: float = 60) -> None:
+def run(argument: str, timeout_s: float = 200) -> None:
     run_stages([stage(argument)], timeout_s=timeout_s, progress=lambda line: None)
 
 
-def stage(argument: str) -> Stage:
-    return Stage(module=MODULE, arguments=[argument], environment={"PJRT_DEVICE": "CPU"}, what="showing")
+def stage(*arguments: str) -> Stage:
+    return Stage(module=MODULE, arguments=[*arguments], environment={"PJRT_DEVICE": "CPU"}, what="showing")
 
 
 def test_nothing_of_a_pod_or_of_a_test_reaches_a_stage():
@@ -58,16 +58,17 @@ def test_a_stage_that_takes_too_long_is_ended():
 
 def test_stages_run_beside_one_another(tmp_path: Path):
     files = [tmp_path / f"{number}.json" for number in range(3)]
-    run_stages([stage(str(file)) for file in files], timeout_s=60, progress=print, at_once=2)
+    run_stages([stage(str(file)) for file in files], timeout_s=200, progress=print, at_once=2)
     assert all(file.is_file() for file in files)
 
 
-def test_no_stage_outlives_the_failure_of_another():
+def test_no_stage_outlives_the_failure_of_another(tmp_path: Path):
+    """The folder tells the stage from those of other tests on this machine."""
     begun = time.monotonic()
     with pytest.raises(StageFailed, match="the reason"):
-        run_stages([stage("wait"), stage("fail")], timeout_s=60, progress=print, at_once=2)
-    assert time.monotonic() - begun < 30
-    waiting = f"{MODULE} wait".encode()
+        run_stages([stage("wait", str(tmp_path)), stage("fail")], timeout_s=200, progress=print, at_once=2)
+    assert time.monotonic() - begun < 100, "the failure was not heard before the other stage's end"
+    waiting = f"{MODULE} wait {tmp_path}".encode()
     commands = list(Path("/proc").glob("[0-9]*/cmdline"))
     assert not any(waiting in _read(path).replace(b"\0", b" ") for path in commands)
 

@@ -15,14 +15,14 @@ NUM_RANKS, STEPS = 3, 400
 
 
 def stop_at_different_moments(runtime, folder: Path) -> int:
-    """Ranks of different speed; rank 1 wishes to stop from its step 37 on, rank 2 has lost its storage at 60."""
+    """Ranks of different speed; from step 37 on rank 1 wishes to stop, and rank 2 has lost its storage."""
     agreement = StopAgreement(runtime, 0)
     for step in range(1, STEPS):
         time.sleep(0.0005 * runtime.rank)
         wish = ExitCode.DONE
         if runtime.rank == 1 and step >= 37:
             wish = ExitCode.STOPPED
-        if runtime.rank == 2 and step >= 60:
+        if runtime.rank == 2 and step >= 37:
             wish = ExitCode.STORAGE
         if code := agreement.at(step, wish):
             (folder / f"{runtime.rank}.json").write_text(json.dumps([step, code]))

@@ -51,7 +51,18 @@ def test_verify_finds_a_flipped_bit_that_list_cannot_see(run: Path, capsys: pyte
     out = capsys.readouterr().out
     assert "step       30" in out
     assert out.count("NOT INTACT") == 1
+    assert "all" not in out
     assert path.exists(), "verifying changes nothing"
+
+
+def test_verify_says_that_all_is_whole_and_finds_fault_with_a_place_without_checkpoints(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all 4 intact"
+    (run / "empty").mkdir()
+    assert main(["verify", str(run / "empty")]) == 1
+    assert capsys.readouterr().out == "no checkpoint\n"
 
 
 def test_export_gives_the_best_encoder_and_names_its_hash(run: Path) -> None:
@@ -145,7 +156,7 @@ def test_an_export_that_fails_leaves_the_last_one_whole(run: Path, capsys: pytes
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        assert main(["export", str(run), "--step", "10"]) == 2
+        assert main(["export", str(run), "--step", "10"]) == 74
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in capsys.readouterr().err
@@ -159,6 +170,7 @@ def test_an_export_that_fails_leaves_the_last_one_whole(run: Path, capsys: pytes
         (["list", "None"], "names no run"),
         (["list", "gs://None/x"], "RUN is 'gs://None/x': 'None' is no bucket name"),
         (["export", "RUN", "--step", "11"], r"committed steps: [10, 20, 30, 40]"),
+        (["export", "RUN", "--metric", "f1"], "no checkpoint has a value of f1; there are: val/loss"),
     ],
 )
 def test_a_wrong_call_is_one_line(

@@ -52,7 +52,9 @@ def test_overrides_win_and_the_resolved_config_reads_back(tmp_path):
         ("optim.clip_norm=0", ["optim.clip_norm", "null"]),
         ("optim.schedule=cosine_restarts", ["optim.schedule", "cosine_restarts", "constant"]),
         ("model.image_size=[16,130,128]", ["axis H", "130", "128, 144"]),
-        ("model.image_size=[16,128]", ["model.image_size"]),
+        ("model.image_size=[16,128]", ["model.image_size: [16, 128] has 2 values, 3 are needed"]),
+        ("model.image_size=64", ["model.image_size: 64 is no list; write [a,b,c]"]),
+        ("data.formats=[dicom,jpeg]", ["data.formats: Invalid value in ['dicom', 'jpeg'], expected", "'heyex_vol'"]),
         ("mask.ratio=1.5", ["ratio", "1.5"]),
         ("mask.ratio=0.999", ["ratio"]),
         ("checkpoint.ckpt_dir=gs:/bucket/x", ["gs:/bucket/x"]),
@@ -74,12 +76,17 @@ def test_a_wrong_value_is_one_readable_message(override, expected):
 def test_a_missing_file_names_those_that_exist():
     with pytest.raises(ConfigError, match=r"smoke_test\.yaml"):
         load_config(PROJECT / "configs" / "smoke.yaml")
+    with pytest.raises(ConfigError, match=r"configs is no file; there are: .*smoke_test\.yaml"):
+        load_config(PROJECT / "configs")
 
 
 def test_broken_yaml_is_a_config_error(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [1, 2\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not valid YAML"):
+        load_config(broken)
+    broken.write_bytes(b"DICM\xd6")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not valid YAML"):
         load_config(broken)
 
 
@@ -152,8 +159,22 @@ def test_task_chooses_what_a_file_may_say(tmp_path):
         load_config(SMOKE, ["task=vjepe"])
 
 
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("trainer.learning_rate", "learning_rate as optim.base_lr"),
+        ("dataset.train_size", "train_size, val_size, test_size as data.val_fraction"),
+        ("data.T1.img_size", "did you mean data.T1.size?"),
+    ],
+)
+def test_keys_of_the_original_umbrella_are_told_their_place(key, place):
+    with pytest.raises(ConfigError, match="unknown key") as refused:
+        load_config(UMBRELLA, [f"{key}=1"])
+    assert place in str(refused.value)
+
+
 def test_a_command_for_one_task_refuses_the_configuration_of_another():
-    with pytest.raises(ConfigError, match="another task's configuration than task: multimodal"):
+    with pytest.raises(ConfigError, match="says task: multimodal, and this command is for task: vjepa only"):
         load_as(VJEPARunConfig, UMBRELLA)
 
 

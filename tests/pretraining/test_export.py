@@ -169,3 +169,13 @@ def test_a_wrong_call_is_one_line(tmp_path, capsys):
     assert export([str(tmp_path / "absent"), "--to", "hf", "--out", str(tmp_path / "out")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_nobody_elses_files_are_replaced(save_run, tmp_path, capsys):
+    save_run(tmp_path / "run")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("mine")
+    assert export([str(tmp_path / "run"), "--to", "hf", "--out", str(project)]) == 2
+    assert "project holds README.md, which this command has not written" in capsys.readouterr().err
+    assert [path.read_text() for path in project.iterdir()] == ["mine"]

@@ -131,7 +131,8 @@ def test_a_full_disk_stops_and_the_same_call_goes_on(scans: Path, tmp_path: Path
     out = tmp_path / "out"
     stopped = octfm("prepare", str(scans), "--out", str(out), SIZE, ulimit="-f 4")  # KiB; a volume has 8320 bytes
     assert stopped.returncode == 74, stopped.stderr
-    assert "cannot be written" in stopped.stderr
+    assert "cannot be written: " in stopped.stderr
+    assert "is the disk full?" in stopped.stderr
     assert "the same command goes on" in stopped.stderr
     again = octfm("prepare", str(scans), "--out", str(out), SIZE)
     assert again.returncode == 0
@@ -161,6 +162,10 @@ def test_the_report_and_the_summary_are_one_command_each(scans: Path, tmp_path: 
     assert not FAKE_PHI.search(page)
     assert "4 volumes of 5 files" in octfm("data", "summary", str(out)).stdout
     assert octfm("data", "report", str(scans)).returncode == 2
+    full = octfm("data", "report", str(out), ulimit="-f 1")
+    assert (full.returncode, full.stderr.count("\n")) == (74, 2)
+    assert "File too large" in full.stderr
+    assert (out / "report.html").read_text() == page
 
 
 def test_help_names_every_command() -> None:

@@ -255,6 +255,18 @@ def test_a_wrong_call_is_named(run, prepared_scans, scan_labels, capsys, argumen
     assert message in capsys.readouterr().err
 
 
+def test_what_is_bound_to_fail_fails_before_the_volumes_are_looked_at(
+    run, prepared_scans, scan_labels, tmp_path, capsys, caplog
+):
+    (tmp_path / "file").touch()
+    table = ["--data", prepared_scans, "--labels", scan_labels]
+    assert command(run, *table, "--label", "brightness", "clinic") == 2
+    assert "patients of class 'east' cannot fill 5 folds" in capsys.readouterr().err
+    assert command(run, *table, "--json", tmp_path / "file" / "scores.json") == 2
+    assert "file cannot be written" in capsys.readouterr().err
+    assert "through the encoder" not in caplog.text
+
+
 def test_columns_need_their_table(run, prepared_scans, capsys):
     assert command(run, "--data", prepared_scans, "--patient-column", "patient") == 2
     assert "give it with --labels" in capsys.readouterr().err

@@ -29,7 +29,7 @@ class Crew:
     def await_ready(self) -> None:
         wait_for(lambda: len(list(self.folder.glob("ready-*"))) == len(self.processes), "all ranks to be ready")
 
-    def codes(self, limit_s: float = 20.0, but: tuple[int, ...] = ()) -> list[int | None]:
+    def codes(self, limit_s: float = 120.0, but: tuple[int, ...] = ()) -> list[int | None]:
         """Exit codes; fails when a rank other than `but` is alive after `limit_s`."""
         waited = [process for rank, process in enumerate(self.processes) if rank not in but]
         deadline = time.monotonic() + limit_s
@@ -68,7 +68,7 @@ def report_ready(exit: RankExit) -> None:
     (exit.folder.parent / f"ready-{exit.rank}").touch()
 
 
-def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 120.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"

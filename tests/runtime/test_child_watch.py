@@ -6,10 +6,12 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from oct_foundation.runtime import child_watch
 from oct_foundation.runtime.child_watch import ChildWatch, cgroup_folders, cgroup_limit, oom_kills
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -17,29 +19,46 @@ MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="sizes of processes are read from /proc")
 
 
-def grow_and_die(size_bytes: int, signal_number: int) -> None:
+@pytest.fixture(autouse=True)
+def host_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for the host's own: a neighbour on it that runs out of memory must not change what is said here."""
+    counters = tmp_path / "vmstat"
+    counters.write_text("pgfault 12\noom_kill 3\n")
+    monkeypatch.setattr(child_watch, "HOST_COUNTERS", counters)
+    return counters
+
+
+def hold(size_bytes: int) -> None:
     held = bytearray(os.urandom(4096)) * (size_bytes // 4096)
-    time.sleep(0.6)  # the watch looks every 0.1 s
-    os.kill(os.getpid(), signal_number)
+    time.sleep(300)
     del held
 
 
-def rest(seconds: float) -> None:
-    time.sleep(seconds)
+def seen_alive(watch: ChildWatch, number: int = 1, least_bytes: int = 1) -> BaseProcess:
+    """A child of at least this size, once the watch has seen it and `number` in all: nothing else can be named."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        sizes = {child: size for child, size in watch._resident.copy().items() if size}
+        large = [child for child, size in sizes.items() if size >= least_bytes]
+        if len(sizes) >= number and large:
+            return large[0]
+        time.sleep(0.02)
+    raise AssertionError(f"the watch has seen {sizes}")
 
 
-def break_a_pool(signal_number: int, size_bytes: int) -> None:
+def break_a_pool(watch: ChildWatch, signal_number: int, size_bytes: int) -> None:
     with ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
-        pool.submit(rest, 30)
-        broken = pool.submit(grow_and_die, size_bytes, signal_number)
-        time.sleep(0.3)
-        pool.submit(rest, 0)  # CPython 3.11 may not watch the process it has started last until it is woken once more
+        pool.submit(hold, 0)
+        broken = pool.submit(hold, size_bytes)
+        child = seen_alive(watch, 2, size_bytes)
+        pool.submit(hold, 0)  # CPython 3.11 may not watch the process it has started last until it is woken once more
+        os.kill(child.pid, signal_number)
         broken.result()
 
 
 def watch_a_pool_die(watch: ChildWatch, signal_number: int, size_bytes: int = 100 * MIB) -> str | None:
     with watch, pytest.raises(BrokenProcessPool):
-        break_a_pool(signal_number, size_bytes)
+        break_a_pool(watch, signal_number, size_bytes)
     return watch.post_mortem()
 
 
@@ -77,9 +96,9 @@ def fake_cgroup(folder: Path, limit: str, kills: int) -> Path:
 def test_a_kill_that_the_cgroup_has_counted_is_out_of_memory_for_certain(tmp_path):
     cgroup = fake_cgroup(tmp_path, str(4096 * MIB), kills=1)
     with ChildWatch(look_s=0.05, cgroups=[cgroup]) as watch:
-        child = SPAWN.Process(target=rest, args=(30,))
+        child = SPAWN.Process(target=hold, args=(0,))
         child.start()
-        time.sleep(0.3)
+        seen_alive(watch)
         fake_cgroup(tmp_path, str(4096 * MIB), kills=2)
         child.kill()
         child.join()
@@ -90,12 +109,22 @@ def test_a_kill_that_the_cgroup_has_counted_is_out_of_memory_for_certain(tmp_pat
 
 
 @linux
-@pytest.mark.parametrize(("limit", "said"), [(16 * MIB, "likely out of memory"), (2**40, "someone")])
-def test_without_a_count_the_sizes_decide_what_is_likely(tmp_path, limit, said):
+@pytest.mark.parametrize(
+    ("limit", "host_kills", "said"),
+    [
+        (16 * MIB, 3, "likely out of memory, since all ranks"),
+        (2**40, 3, "by the kernel for lack of memory, or by someone"),
+        (2**40, 4, "likely out of memory, since the kernel has killed a process of this host"),
+    ],
+)
+def test_without_a_count_sizes_and_then_the_host_decide_what_is_likely(
+    tmp_path, host_counters, limit, host_kills, said
+):
     with ChildWatch(look_s=0.05, cgroups=[fake_cgroup(tmp_path, str(limit), kills=1)]) as watch:
-        child = SPAWN.Process(target=rest, args=(30,))
+        child = SPAWN.Process(target=hold, args=(0,))
         child.start()
-        time.sleep(0.5)
+        seen_alive(watch)
+        host_counters.write_text(f"pgfault 13\noom_kill {host_kills}\n")
         child.kill()
         child.join()
     assert said in watch.post_mortem()
@@ -114,9 +143,9 @@ def test_children_that_end_by_themselves_are_no_news():
 
 def test_a_child_that_was_only_asked_to_end_is_named_when_nothing_else_happened():
     with ChildWatch(look_s=0.05) as watch:
-        child = SPAWN.Process(target=rest, args=(30,))
+        child = SPAWN.Process(target=hold, args=(0,))
         child.start()
-        time.sleep(0.3)  # some looks: a child that was never seen alive cannot be named
+        seen_alive(watch)
         child.terminate()
         child.join()
     assert "was killed by signal 15 (SIGTERM)." in watch.post_mortem()

@@ -13,8 +13,8 @@ from oct_foundation.runtime.siblings import Siblings
 from oct_foundation.runtime.watchdog import Watchdog, WatchdogSettings
 
 BEAT_S, SILENCE_S = 0.2, 2.0
-# Named in the issue: a rank that raises takes the others down within seconds.
-WITHIN_SECONDS = 5.0
+# Named in the issue: a rank that raises takes the others down within seconds; more of them where the machine is busy.
+WITHIN_SECONDS = 20.0
 # Rank 0 does not wait this long for a rank that is not done.
 LONG_S = siblings_module.GOODBYE_S + SILENCE_S
 
@@ -183,11 +183,11 @@ def test_all_ranks_show_their_stacks_when_the_watchdog_of_one_ends_it(mustered):
 
 
 def test_a_world_of_one_opens_and_starts_nothing(tmp_path):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     exit = RankExit(rank=0, folder=tmp_path)
     siblings = Siblings(0, 1, exit)
     siblings.start(lambda value: pytest.fail("nobody to gather from"))
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
     assert exit.on_leave == []
     siblings.stop()
 

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[2]
 def oracle() -> dict:
     """25 s of one core, most of it the compilation of the step."""
     command = [sys.executable, "-m", "tests.runtime.spmd_oracle"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

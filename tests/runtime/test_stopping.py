@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,17 @@ def start(kind: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     return process.returncode, output
+
+
+def press_until_it_ends(process: subprocess.Popen[str]) -> int:
+    """Ctrl-C twice a second, since a busy machine may have heard the first one late; the exit code."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    return end_of(process)[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -75,8 +85,7 @@ def test_a_second_ctrl_c_ends_the_rank_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)  # the terminal and the supervisor, at one moment: one request
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(DOUBLED_S + 0.5)
-    process.send_signal(signal.SIGINT)
-    assert end_of(process)[0] == ExitCode.STOPPED_UNSAVED
+    assert press_until_it_ends(process) == ExitCode.STOPPED_UNSAVED
     assert "second Ctrl-C" in read_exits(tmp_path)[0].reason
 
 
@@ -93,7 +102,7 @@ def test_a_second_ctrl_c_to_the_launcher_reaches_its_ranks(tmp_path: Path) -> No
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(DOUBLED_S + 0.5)  # the rank has 20 s
-    process.send_signal(signal.SIGINT)
-    assert end_of(process)[0] == 1, "a pool whose process has left is broken"
+    assert press_until_it_ends(process) == 1, "a pool whose process has left is broken"
     (record,) = read_exits(tmp_path)
     assert record.code == ExitCode.STOPPED_UNSAVED
+    assert "second Ctrl-C" in record.reason

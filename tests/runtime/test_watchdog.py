@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from oct_foundation.runtime.rank_exit import RankExit
 from oct_foundation.runtime.watchdog import Watchdog, WatchdogSettings
 
 LOOK_S = 0.1
-SHORT = WatchdogSettings(stall_s=0.6, compile_s=2.5, validation_s=2.0, save_s=0.6)
+SHORT = WatchdogSettings(stall_s=1.0, compile_s=2.5, validation_s=2.0, save_s=1.0)
 SHELL_PROGRAM = Path(__file__).with_name("watched_in_a_shell.py")
 
 
@@ -51,8 +52,9 @@ def hang_after_step_3(exit: RankExit) -> None:
 def test_a_rank_that_hangs_ends_with_71_and_shows_where(watched):
     rank = watched(hang_after_step_3)
     assert rank.codes() == [71]
-    assert "rank 0: no progress for 1 s after step 3, in training (limit 1 s); the stacks of all threads:" in (
-        said := rank.stderr()
+    said = rank.stderr()
+    assert re.search(
+        r"rank 0: no progress for \d+ s after step 3, in training \(limit 1 s\); the stacks of all threads:", said
     )
     assert "in hang_in_python" in said
     assert "in _watch" in said, "all threads"
@@ -130,13 +132,13 @@ def test_the_limit_of_training_is_back_after_a_phase(watched):
 
 
 def make_slow_steps(exit: RankExit) -> None:
-    watchdog = start_watchdog(exit, WatchdogSettings(stall_s=0.5))
+    watchdog = start_watchdog(exit, WatchdogSettings(stall_s=1.0))
     with watchdog.phase("validation"):
         pass
     for step in range(4, 10):
         time.sleep(0.15)
         watchdog.beat(step)
-    time.sleep(1.5)  # three times the stall, half of 20 usual steps
+    time.sleep(1.5)  # longer than the stall, half of 20 usual steps
     watchdog.beat(10)
     watchdog.stop()
 
@@ -161,10 +163,9 @@ def test_a_c_call_that_keeps_the_gil_is_ended_by_the_backstop(watched):
 def be_stopped_in_a_step(exit: RankExit) -> None:
     watchdog = start_watchdog(exit, WatchdogSettings(stall_s=1.5))
     crew.report_ready(exit)
-    time.sleep(0.5)  # the signals fall into this step; after waking it needs the rest of its time
-    deadline = time.thread_time() + 0.2
-    while time.thread_time() < deadline:
-        pass
+    while not (exit.folder.parent / "awake").exists():  # the signals fall into this step
+        time.sleep(0.02)
+    time.sleep(3 * LOOK_S)
     watchdog.beat(4)
     watchdog.stop()
 
@@ -175,6 +176,7 @@ def test_a_process_that_was_stopped_for_longer_than_its_limit_goes_on(watched):
     rank.kill(0, crew.STOP)
     time.sleep(3.0)
     rank.kill(0, crew.GO_ON)
+    (rank.folder / "awake").touch()
     assert rank.codes() == [0], rank.stderr()
 
 
@@ -221,7 +223,7 @@ def test_a_run_that_a_shell_started_survives_the_shell(tmp_path):
     command = (
         f'"{sys.executable}" "{SHELL_PROGRAM}" "{tmp_path}" & while [ ! -e "{tmp_path}/started" ]; do sleep 0.05; done'
     )
-    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    subprocess.run(["sh", "-c", command], check=True, timeout=200)
     (tmp_path / "shell-ended").touch()
     crew.wait_for(lambda: (tmp_path / "finished").exists(), "the run to reach its end")
     before, after = (tmp_path / "finished").read_text().split()

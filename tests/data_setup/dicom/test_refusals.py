@@ -84,6 +84,7 @@ def test_the_message_tells_what_a_foreign_file_is(tmp_path: Path, head: bytes, t
     with pytest.raises(BadFile, match="not_dicom") as caught:
         read_volume(path)
     assert told in caught.value.message
+    assert "data.formats" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ def _hear(pipe: Connection) -> Said | None:
 
 
 def run_kills(place: Place, rounds: int, rng: random.Random, record: Record) -> None:
-    """`rounds` kills, and up to as many again, aimed at it, until each phase has had its 10."""
+    """`rounds` kills, and up to twice as many and 20 more, aimed at it, until each phase has had its 10."""
     watch = Watch(place, record)
     wanted = min(10, rounds // 5)
-    while record.rounds < 2 * rounds:
+    while record.rounds < 3 * rounds + 20:
         missing = [phase for phase, name in PHASES.items() if record.fired[name] < wanted]
         if record.rounds >= rounds and not missing:
             break

@@ -30,7 +30,7 @@ MISSPELT = (
     "None/x",
     "/data/null/x",
 )
-_AT_ONCE_S = 10.0
+_AT_ONCE_S = 15.0
 
 
 def run_start(place: Place, rounds: int, rng: random.Random, record: Record) -> None:

@@ -7,6 +7,7 @@ import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.context import ForkServerProcess as Process
+from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,13 @@ from tests.faults.matrix.record import Record
 
 # As in a run, but for the times: there 20 and 60 s.
 _RENEW_S, _PATIENCE_S = 0.3, 2.0
-_PATIENCE_WITH_CHILD_S = 20.0
+# Of a start that must not need it, however busy the machine is.
+_LONG_PATIENCE_S = 10.0
+_PATIENCE_WITH_CHILD_S = 60.0
+_MOST_SAVES = 50  # times what is wanted
 
 
-def own_and_save(address: str, variables: dict[str, str], host: str, pipe: Connection) -> None:
+def own_and_save(address: str, variables: dict[str, str], host: str, patience_s: float, pipe: Connection) -> None:
     """A run that takes the place and saves without pause until it is told to stop; says what becomes of it.
 
     host: where it claims to run, "" for this machine: only on one machine can a start know that the owner is dead.
@@ -35,7 +39,7 @@ def own_and_save(address: str, variables: dict[str, str], host: str, pipe: Conne
     enter(variables)
     store, attempt = open_store(address), new_attempt()
     writer = Writer(host=host, kernel=host, pid=os.getpid(), started=0) if host else None
-    ownership = Ownership(store, attempt, renew_s=_RENEW_S, patience_s=_PATIENCE_S, writer=writer)
+    ownership = Ownership(store, attempt, renew_s=_RENEW_S, patience_s=patience_s, writer=writer)
     try:
         ownership.claim()
     except OwnedElsewhere as refusal:
@@ -98,10 +102,11 @@ class Child(NamedTuple):
         self.pipe.close()
 
 
-def start_run(context: ForkServerContext, place: Place, host: str) -> Child:
-    """Starts a run that claims to be on `host`."""
+def start_run(context: ForkServerContext, place: Place, host: str, patience_s: float = _LONG_PATIENCE_S) -> Child:
+    """Starts a run that claims to be on `host` and follows an owner that is silent for `patience_s`."""
     ours, theirs = context.Pipe()
-    process = context.Process(target=own_and_save, args=(place.address, place.environment, host, theirs), daemon=True)
+    arguments = (place.address, place.environment, host, patience_s, theirs)
+    process = context.Process(target=own_and_save, args=arguments, daemon=True)
     process.start()
     theirs.close()
     return Child(process, ours)
@@ -142,7 +147,7 @@ def start_run_while_asleep(context: ForkServerContext, place: Place, sleeper: Ch
     """Stops the owner as SIGSTOP or a suspended machine does, and starts a run on another host."""
     assert sleeper.process.pid is not None
     os.kill(sleeper.process.pid, signal.SIGSTOP)
-    return start_run(context, place, "third-host")
+    return start_run(context, place, "third-host", _PATIENCE_S)
 
 
 def _is_replaced(watch: Watch, sleeper: Child, newer: Child) -> bool:
@@ -178,27 +183,35 @@ def _kill_and_go_on(context: ForkServerContext, watch: Watch, owner: Child, chil
     word, what = last.hear("owner", "refused")
     seconds = time.monotonic() - begun
     if watch.record.require(
-        word == "owner" and seconds < _PATIENCE_S, f"after a kill the next start: {word} in {seconds:.1f} s, {what}"
+        word == "owner" and seconds < _LONG_PATIENCE_S,
+        f"after a kill the next start: {word} in {seconds:.1f} s, {what}",
     ):
         watch.record.fired["killed owner replaced at once"] += 1
 
 
-def save_many(address: str, variables: dict[str, str], number: int) -> None:
-    """A run that resumes, saves `number` times, and keeps one."""
+def save_many(address: str, variables: dict[str, str], number: int, enough: Event, last: Any) -> None:
+    """A run that resumes, saves `number` times and on until it is `enough`, keeps one, and says its `last` step."""
     torch.set_num_threads(1)
     enter(variables)
     manager = open_manager(open_store(address), keep_last=1)
     found = manager.restore()
     assert found is not None
-    for step in range(found[1].step + 1, found[1].step + 1 + number):
-        save(manager, step, SMALL)
+    first = found[1].step + 1
+    for step in range(first, first + _MOST_SAVES * number):
+        last.value = save(manager, step, SMALL)
+        if step >= first + number - 1 and enough.is_set():
+            return
 
 
 def run_reader(place: Place, rounds: int, rng: random.Random, record: Record) -> None:
-    """Restores without pause beside a run that saves `rounds` times and keeps one besides the one resumed from."""
+    """Restores without pause beside a run that saves `rounds` times, or more where this reader gets little time; it
+    keeps one besides the one resumed from.
+    """
     context, watch = fork_context(), Watch(place, record)
     watch.acknowledge(save(open_manager(watch.store), 1, SMALL))
-    process = context.Process(target=save_many, args=(place.address, place.environment, rounds), daemon=True)
+    enough, last, wanted = context.Event(), context.Value("i"), min(10, rounds // 10)
+    arguments = (place.address, place.environment, rounds, enough, last)
+    process = context.Process(target=save_many, args=arguments, daemon=True)
     process.start()
     seen, num_reads = {1}, 0
     while process.is_alive():
@@ -211,13 +224,15 @@ def run_reader(place: Place, rounds: int, rng: random.Random, record: Record) ->
             record.lose("undetected", f"the reader got other values at step {found[1].step}")
         watch.acknowledge(found[1].step)
         seen.add(found[1].step)
+        if len(seen) > wanted:
+            enough.set()
     process.join()
     record.require(process.exitcode == 0, f"the writer ended with {process.exitcode}")
-    record.require(watch.look() == 1 + rounds, f"the last step is {watch.newest}, not {1 + rounds}")
-    record.rounds += rounds
+    record.require(watch.look() == last.value, f"the last step is {watch.newest}, not {last.value}")
+    record.rounds += last.value - 1
     record.fired["newer step seen while reading"] += len(seen) - 1
-    record.require_fired("newer step seen while reading", min(10, rounds // 10))
-    record.facts.append(f"{num_reads} reads, {len(seen)} of {rounds} steps seen")
+    record.require_fired("newer step seen while reading", wanted)
+    record.facts.append(f"{num_reads} reads, {len(seen)} of {last.value} steps seen")
     names = place.names()
     record.require(any(name.startswith("step-00000001-") for name in names), "the one resumed from was pruned")
     record.require(not [name for name in names if QUARANTINE_FILE in name], f"the reader judged: {names}")

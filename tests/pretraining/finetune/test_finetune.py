@@ -195,6 +195,16 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(call, tmp_path, capsys, lab
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_take_the_result_ends_it_before_training(call, tmp_path, capsys, caplog):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text('{"model_type": "octfm_vjepa3d", "octfm": {}}')
+    (tmp_path / "file").touch()
+    for out, message in (("export", "export holds config.json, which this"), ("file", "file cannot be written")):
+        assert call("brightness", "--kind", "regression", out=out)[0] == 2
+        assert message in capsys.readouterr().err
+    assert "fine-tuning:" not in caplog.text
+
+
 def test_lower_layers_move_less(run, prepared_scans, scan_labels):
     saved, data = load_encoder(str(run)), labelled(run, prepared_scans, scan_labels)
     moved = {}
