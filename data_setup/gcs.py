@@ -184,7 +184,7 @@ def _ask(uri: str, request: Callable[[], _Result]) -> _Result:
             if _is_refusal(error):
                 raise StopPreparing(f"bucket {bucket} refuses access ({how}): {_PERMISSION}") from None
         time.sleep(_PAUSE_S * random.random())
-    raise StopPreparing(f"bucket {bucket} does not answer ({how}); the same command goes on later")
+    raise StopPreparing(f"bucket {bucket} does not answer ({how})")
 
 
 _PERMISSION = (

@@ -82,12 +82,19 @@ class PreparedSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Reads the index; raises ValueError where the folder is not a finished cache."""
+        """Reads the index; raises ValueError where the folder is no finished one."""
         folder = Path(folder)
         index, dataset = folder / INDEX_NAME, folder / DATASET_NAME
         if not index.is_file() or not dataset.is_file():
-            raise ValueError(f"{folder} is no finished cache ({INDEX_NAME}, {DATASET_NAME}); prepare the data again")
-        text, info = index.read_text(), json.loads(dataset.read_text())
+            raise ValueError(
+                f"{folder} is no prepared set, or not a finished one ({INDEX_NAME}, {DATASET_NAME}); make it with "
+                f"octfm prepare SCANS --out {folder}"
+            )
+        text = index.read_text()
+        try:
+            info = json.loads(dataset.read_text())
+        except ValueError as error:
+            raise ValueError(f"{dataset} is damaged ({error}); prepare the data again") from None
         if hashlib.sha256(text.encode()).hexdigest() != info.get("index_sha256"):
             raise ValueError(f"{folder}: {INDEX_NAME} is not the one that {DATASET_NAME} names; prepare the data again")
         rows = tuple(IndexRow.from_record(json.loads(line)) for line in text.splitlines())
@@ -113,8 +120,13 @@ class PreparedSet:
             )
 
     def volume(self, row: IndexRow) -> np.ndarray:
-        """The volume of an accepted row: uint8 [D, H, W], mapped read-only from disk."""
-        return np.load(self.folder / self.info["volumes"] / f"{row.id}.npy", mmap_mode="r")
+        """The volume of an accepted row: uint8 [D, H, W], mapped read-only from disk. Raises OSError where it is gone,
+        ValueError where it is damaged.
+        """
+        try:
+            return np.load(self.folder / self.info["volumes"] / f"{row.id}.npy", mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"prepared volume {row.id} is damaged ({error}); prepare the data again") from None
 
     def bad_by_reason(self) -> dict[str, int]:
         """How many files were refused, by reason code, most frequent first."""

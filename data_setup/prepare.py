@@ -7,6 +7,7 @@ kill at any moment: each file is finished or absent, a journal remembers the fin
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -69,11 +70,11 @@ class PrepareSettings:
         if self.fit not in get_args(Fit):
             raise ValueError(f"data.fit is {self.fit!r}; it must be resize or crop")
         if self.max_bytes < 1:
-            raise ValueError(f"max_bytes is {self.max_bytes}; it must be positive, e.g. {1 << 30} (1 GiB)")
+            raise ValueError(f"data.max_file_bytes is {self.max_bytes}; it must be positive, e.g. {1 << 30} (1 GiB)")
         if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s is {self.timeout_s}; it must be above 0 seconds, e.g. 120")
+            raise ValueError(f"data.timeout_s is {self.timeout_s}; it must be above 0 seconds, e.g. 120")
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1, e.g. 0.1")
+            raise ValueError(f"data.val_fraction is {self.val_fraction}; it must lie between 0 and 1, e.g. 0.1")
         check_formats(self.formats)
 
     @property
@@ -280,4 +281,9 @@ def _still_valid(entry: Entry | None, stamp: list[str | int | None] | None, fold
     if first.get("reason") in _PASSING or (first.get("detail") or "").startswith(_PASSING_DETAILS):
         return False
     accepted = [row for row in entry["rows"] if row["status"] == "accepted"]
-    return all(volume_path(folder, row["id"]).is_file() for row in accepted)
+    return all(_is_there(volume_path(folder, row["id"]), row["shape"]) for row in accepted)
+
+
+def _is_there(path: Path, shape: Sequence[int]) -> bool:
+    """True for a file that is long enough for a volume: one that was cut since is made again."""
+    return path.is_file() and path.stat().st_size > math.prod(shape)

@@ -176,4 +176,5 @@ def _save(target: Path, array: np.ndarray) -> None:
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StopPreparing(f"a prepared volume cannot be written: {error.strerror}") from None
+        how = error.strerror or f"{error}; is the disk full?"  # numpy counts what it could write
+        raise StopPreparing(f"a prepared volume cannot be written: {how}") from None

@@ -35,11 +35,6 @@ class Selection:
         if self.participants is not None:
             _ranges(self.participants)
 
-    @property
-    def takes_all(self) -> bool:
-        """True where nothing is left out."""
-        return self == Selection()
-
     def takes(self, facts: Any) -> bool:
         """True if `facts` (vendor, model, region, protocol, laterality as attributes) match every choice but the
         participants'.

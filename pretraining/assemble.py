@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +197,16 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], fixed: Sequence[str]) 
 
     fixed: sections of the configuration that must be equal.
     """
+    found = [
+        text
+        for key in fixed
+        for text in _differences(saved["config"].get(key, now["config"][key]), now["config"][key], key)
+    ]
+    if found:
+        raise ResumeError(
+            f"{'; '.join(found)}. Use the checkpoint's configuration, or start anew with another output_dir (or "
+            f"checkpoint.resume=false)"
+        )
     if saved["data"] != now["data"]:
         raise ResumeError(
             "the training samples or their order differ from the checkpoint's: files were added, removed or prepared "
@@ -208,15 +218,18 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], fixed: Sequence[str]) 
             f"steps would no longer name the same samples. On other devices keep it and change "
             f"batch.per_core_batch_size or batch.grad_accum_steps"
         )
-    for key in fixed:
-        if saved["config"].get(key, now["config"][key]) != now["config"][key]:
-            raise ResumeError(
-                f"{key} differs from the checkpoint's: {saved['config'][key]} there, {now['config'][key]} here. Use "
-                f"the same configuration, or start anew with another output_dir (or checkpoint.resume=false)"
-            )
     if saved["total_steps"] != now["total_steps"]:
         log.warning(
             "the run is now %d steps long, it was %d: schedules that end with the run change",
             now["total_steps"],
             saved["total_steps"],
         )
+
+
+def _differences(saved: Any, now: Any, key: str) -> Iterator[str]:
+    """Each setting in which two sections of a configuration differ, with both values."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for name in sorted(saved.keys() | now.keys()):
+            yield from _differences(saved.get(name), now.get(name), f"{key}.{name}")
+    elif saved != now:
+        yield f"{key} is {saved} in the checkpoint and {now} here"

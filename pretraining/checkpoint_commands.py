@@ -1,7 +1,6 @@
 """`octfm checkpoints list|verify|export|prune RUN`: what a run saved, whether it is whole, its encoder as a file."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -13,34 +12,35 @@ from oct_foundation.checkpoints.export import export
 from oct_foundation.checkpoints.manager import CheckpointManager
 from oct_foundation.checkpoints.manifest import Manifest
 from oct_foundation.checkpoints.retention import CheckpointSettings, ranked
-from oct_foundation.checkpoints.store import CheckpointStore, Corrupt, NotFound, StoreError
+from oct_foundation.checkpoints.store import CheckpointStore, Corrupt, NotFound
+from pretraining.command_line import with_exit_code
 from pretraining.saved_run import open_run
 
-EXIT_TROUBLE, EXIT_CONFIG = 1, 2
+EXIT_TROUBLE = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one action; 0 done, 1 something is not intact, 2 a wrong call."""
+    """Runs one action; 0 done, 1 something is not intact, 2 a wrong call, 74 for a failing disk or bucket."""
     arguments = _parser().parse_args(argv)
+    return with_exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    store = open_run(arguments.run).store
+    settings = _settings(store, arguments)
+    manager = CheckpointManager(store, settings, run_id="")
     try:
-        store = open_run(arguments.run).store
-        settings = _settings(store, arguments)
-        manager = CheckpointManager(store, settings, run_id="")
         match arguments.action:
-            case "list":
-                return _print(manager.survey(verify=False), settings)
             case "verify":
-                return _print(manager.survey(verify=True), settings)
+                return _verify(manager, settings)
             case "export":
                 return _export(manager, arguments, settings)
             case "prune":
                 manager.latest_intact()  # protects the newest that verifies, and finds the damaged ones first
                 manager.prune()
-                return _print(manager.survey(verify=False), settings)
-    except (ValueError, StoreError, OSError) as error:
-        print(f"octfm: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    return 0
+    except (NotFound, Corrupt) as error:
+        raise ValueError(str(error)) from error
+    return _print(manager.survey(verify=False), settings)  # list, and what prune has left
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +87,15 @@ def _settings(store: CheckpointStore, arguments: argparse.Namespace) -> Checkpoi
     return CheckpointSettings(**known | {name: value for name, value in asked.items() if value is not None})
 
 
+def _verify(manager: CheckpointManager, settings: CheckpointSettings) -> int:
+    """Says so where all is whole; a place without any checkpoint is no proof of that."""
+    found = manager.survey(verify=True)
+    code = _print(found, settings)
+    if found and not code:
+        print(f"all {len(found)} intact")
+    return code if found else EXIT_TROUBLE
+
+
 def _print(found: list[Surveyed], settings: CheckpointSettings) -> int:
     """A line per checkpoint; 1 where one is not intact."""
     if not found:
@@ -120,12 +129,16 @@ def _best(found: list[Surveyed], settings: CheckpointSettings) -> Manifest | Non
 def _export(manager: CheckpointManager, arguments: argparse.Namespace, settings: CheckpointSettings) -> int:
     step = arguments.step
     if step is None:
-        best = _best(manager.survey(verify=False), settings)
+        found = manager.survey(verify=False)
+        best = _best(found, settings)
+        if best is None and arguments.best_metric is not None and found:
+            known = sorted({name for one in found if one.manifest for name in one.manifest.metrics})
+            raise ValueError(f"no checkpoint has a value of {arguments.best_metric}; there are: {', '.join(known)}")
         step = best.step if best else None
-    found = manager.restore(step)
-    if found is None:
+    restored = manager.restore(step)
+    if restored is None:
         raise ValueError(f"{manager.store} holds no checkpoint")
-    state, manifest = found
+    state, manifest = restored
     local = Path(arguments.run)
     files = export(state, manifest, arguments.to or (local / "export" if local.is_dir() else Path("export")))
     for path in files:

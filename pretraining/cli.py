@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _COMMANDS = {
     "train": "pretrain: CONFIG.yaml [key=value ...]",
@@ -23,7 +23,10 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and returns the exit code of the subcommand."""
+    """Parses the command line and returns the exit code of the subcommand.
+
+    Ctrl-C is one line in every command, also while it is being imported; those with more to say catch it themselves.
+    """
     parser = argparse.ArgumentParser(
         prog="octfm", description="Pretrain 3-D foundation models for retinal OCT on TPU pods, CUDA and laptops."
     )
@@ -31,8 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in _COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False).add_argument("rest", nargs=argparse.REMAINDER)
     arguments, unknown = parser.parse_known_args(argv)
-    rest = [*unknown, *arguments.rest]
-    match arguments.command:
+    try:
+        return _command(arguments.command)([*unknown, *arguments.rest])
+    except KeyboardInterrupt:
+        from pretraining.command_line import EXIT_INTERRUPTED
+
+        print("octfm: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    """The main function of a subcommand."""
+    match name:
         case "train":
             from pretraining.train import main as run
         case "shapes":
@@ -61,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretraining.finetune.command import main as run
         case "fleet":
             from pretraining.fleet.commands import main as run
-    return run(rest)
+    return run
 
 
 if __name__ == "__main__":

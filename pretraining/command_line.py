@@ -1,11 +1,14 @@
 """What the commands that use an encoder share: progress on a terminal or in a log, errors as exit codes, one device."""
 
 import argparse
+import json
 import logging
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,6 +37,35 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def open_folder(folder: Path, *, replacing: Sequence[str] = (), model_types: Sequence[str] = ()) -> None:
+    """Makes the folder that results will go to and tries to write there, before the work begins.
+
+    replacing: what will be written beside config.json. Where some is there, config.json has to be of octfm and of one
+    of the model_types, so that nobody's own README.md or weights are lost. Raises ValueError for what the caller can
+    mend, OSError for a disk that fails.
+    """
+    there = [name for name in (*replacing, "config.json") if (folder / name).exists()]
+    if replacing and there and not _is_ours(folder / "config.json", model_types):
+        raise ValueError(
+            f"{folder} holds {', '.join(there)}, which this command has not written, or not to its end; delete what is "
+            "there, or give another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}); give another folder") from None
+
+
+def _is_ours(config: Path, model_types: Sequence[str]) -> bool:
+    try:
+        found = json.loads(config.read_text())
+        return "octfm" in found and found["model_type"] in model_types
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def with_exit_code(action: Callable[[], int]) -> int:

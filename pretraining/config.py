@@ -8,7 +8,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar, get_args
 
@@ -33,7 +33,8 @@ _Config = TypeVar("_Config", bound="RunConfig")
 class RunConfig:
     """What decides a run of any task; saved, resolved, in its folder and with every checkpoint.
 
-    fixed_sections must not change when a run goes on from a checkpoint; short_names are what people type most often.
+    fixed_sections must not change when a run goes on from a checkpoint; short_names are what people type most often;
+    moved_keys: what to say of keys that stand elsewhere in files of the program that a task was made after.
     """
 
     task: TaskName
@@ -49,6 +50,7 @@ class RunConfig:
 
     fixed_sections: ClassVar[tuple[str, ...]] = ("task", "seed")
     short_names: ClassVar[dict[str, str]] = {"max_steps": "train.max_steps"}
+    moved_keys: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**32 - 1)
@@ -100,10 +102,18 @@ def load_as(schema: type[_Config], path: Path | str, overrides: Sequence[str] = 
     """As load_config, where only one task's configuration can be used; raises ConfigError for another's."""
     task = value_of("task", Path(path), overrides) or "vjepa"
     if not issubclass(_schema(task), schema):
-        raise ConfigError(f"{path}: this works on another task's configuration than task: {task}")
+        wanted = next(item.default for item in fields(schema) if item.name == "task")
+        raise ConfigError(f"{path} says task: {task}, and this command is for task: {wanted} only")
     started = os.environ.get("OCTFM_STARTED") or time.strftime("%Y%m%d-%H%M%S")
     defaults = {"output_dir": f"runs/${{name}}-{started}"}  # the launcher names the time once for all processes
-    return load_settings(schema, Path(path), overrides, defaults=defaults, short_names=schema.short_names)
+    return load_settings(
+        schema,
+        Path(path),
+        overrides,
+        defaults=defaults,
+        short_names=schema.short_names,
+        moved_keys=schema.moved_keys,
+    )
 
 
 def _schema(task: str) -> type[RunConfig]:

@@ -6,9 +6,10 @@ message shows it: the configuration goes to config.yaml, to every checkpoint and
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -35,16 +36,18 @@ def load_settings(
     *,
     defaults: Mapping[str, object] | None = None,
     short_names: Mapping[str, str] | None = None,
+    moved_keys: Mapping[str, str] | None = None,
     known_keys_only: bool = False,
 ) -> _Settings:
     """Reads YAML at `path` (None: the schema's defaults alone), applies `key.sub=value` overrides, checks everything.
 
-    defaults fill keys that are still null; short_names are allowed in overrides for longer keys. known_keys_only skips
-    what a file says beyond the schema. Raises ConfigError with one readable message.
+    defaults fill keys that are still null; short_names are allowed in overrides for longer keys; moved_keys: what to
+    say of keys that another program has in another place. known_keys_only skips what a file says beyond the schema.
+    Raises ConfigError with one readable message.
     """
     where = str(path) if path else "the command line"
     if path is not None and not path.is_file():
-        raise ConfigError(f"config {path} does not exist" + _beside(path))
+        raise ConfigError(f"config {path} {'is no file' if path.exists() else 'does not exist'}" + _beside(path))
     given: list[DictConfig] = []
     try:
         typed = OmegaConf.from_dotlist([_spelled_out(item, short_names or {}) for item in overrides])
@@ -60,13 +63,15 @@ def load_settings(
         _refuse_secrets(OmegaConf.to_container(merged, resolve=True))  # with what interpolations have brought
         settings = OmegaConf.to_object(merged)
     except (ConfigKeyError, ConfigAttributeError) as error:
-        raise ConfigError(f"{where}: unknown key {error.full_key!r}{_nearest(str(error.full_key), schema)}") from None
+        key = str(error.full_key)
+        advice = (moved_keys or {}).get(key) or _nearest(key, schema)
+        raise ConfigError(f"{where}: unknown key {key!r}; {advice}") from None
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}: {error.full_key} has no value, and no default exists for it") from None
     except OmegaConfBaseException as error:
-        key = error.full_key or _culprit(given, schema)
-        raise ConfigError(f"{where}: {key}: {str(error.msg or error).splitlines()[0]}") from None
-    except YAMLError as error:
+        key, value = (error.full_key, error.value) if error.full_key else _culprit(given, schema)
+        raise ConfigError(f"{where}: {key}: {_plain(str(error.msg or error).splitlines()[0], value)}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -82,7 +87,7 @@ def value_of(key: str, path: Path, overrides: Sequence[str] = ()) -> str | None:
             return value
     try:
         found = OmegaConf.load(path) if path.is_file() else None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     named = OmegaConf.select(found, key) if isinstance(found, DictConfig) else None
     return None if named is None else str(named)
@@ -128,16 +133,25 @@ def _within(schema: type, source: DictConfig) -> DictConfig:
     return reduced
 
 
-def _culprit(given: Sequence[DictConfig], schema: type) -> str:
-    """The key that OmegaConf refuses without naming it (a tuple of the wrong length): each is tried by itself."""
+def _plain(text: str, value: object) -> str:
+    """A message of OmegaConf without its own names for things."""
+    if found := re.fullmatch(r"TupleConfig length (\d+) does not match type hint length (\d+)", text):
+        return f"{value} has {found[1]} values, {found[2]} are needed"
+    if "is not a TupleConfig" in text:
+        return f"{value} is no list; write [a,b,c]"
+    return text.replace("'$VALUE'", f"in {value}")
+
+
+def _culprit(given: Sequence[DictConfig], schema: type) -> tuple[str, object]:
+    """Key and value that OmegaConf refuses without naming them (a tuple of the wrong length): each is tried alone."""
     empty = OmegaConf.structured(schema)
     for source in given:
         for key in _leaves(OmegaConf.to_container(source)):
             try:
                 OmegaConf.merge(empty, _only(source, key))
             except OmegaConfBaseException:
-                return key
-    return "a value"
+                return key, OmegaConf.select(source, key)
+    return "a value", "it"
 
 
 def _leaves(node: object, prefix: str = "") -> Iterator[str]:
@@ -159,8 +173,9 @@ def _only(source: DictConfig, key: str) -> DictConfig:
 def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:
     for entry in dataclasses.fields(kind):
         yield prefix + entry.name
-        if dataclasses.is_dataclass(entry.type) and isinstance(entry.type, type):
-            yield from _all_keys(entry.type, f"{prefix}{entry.name}.")
+        for inner in (entry.type, *get_args(entry.type)):  # or such a section, or None
+            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+                yield from _all_keys(inner, f"{prefix}{entry.name}.")
 
 
 def _nearest(key: str, schema: type) -> str:
@@ -173,13 +188,13 @@ def _nearest(key: str, schema: type) -> str:
     close = [name for word in difflib.get_close_matches(last, by_last, n=3, cutoff=0.7) for name in by_last[word]]
     close += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.7) if name not in close]
     if close:
-        return f"; did you mean {' or '.join(close[:3])}?"
+        return f"did you mean {' or '.join(close[:3])}?"
     parent = key.rsplit(".", 1)[0] + "." if "." in key else ""
     siblings = [name for name in known if name.startswith(parent) and "." not in name[len(parent) :]]
-    return f"; allowed here: {', '.join(siblings)}"
+    return f"allowed here: {', '.join(siblings)}"
 
 
 def _beside(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("configs")
+    folder = next((place for place in (path, path.parent) if place.is_dir()), Path("configs"))
     found = sorted(str(other) for other in folder.glob("*.yaml"))
     return f"; there are: {', '.join(found)}" if found else ""

@@ -1,16 +1,14 @@
 """`octfm data`: look at a prepared set, and find the file behind an id. Free of torch, as preparing is."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_setup.errors import StopPreparing
 from data_setup.index import PreparedSet
 from data_setup.prepare import read_key
 from data_setup.prepare_file import keyed_id
 from data_setup.sources import is_gcs
-from oct_foundation.runtime.exits import ExitCode
+from pretraining.command_line import progress_bar, with_exit_code
 from pretraining.prepare import summary
 from pretraining.source_section import SourceSection, guess_source
 
@@ -18,20 +16,17 @@ from pretraining.source_section import SourceSection, guess_source
 def main(argv: Sequence[str] | None = None) -> int:
     """`octfm data report|summary|locate`; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    try:
-        match arguments.action:
-            case "report":
-                return _report(arguments.set, arguments.to)
-            case "summary":
-                print("\n".join(summary(PreparedSet.load(arguments.set), arguments.set)))
-            case "locate":
-                return _locate(arguments.source, Path(arguments.set), arguments.ids)
-    except ValueError as error:
-        print(f"octfm: {error}", file=sys.stderr)
-        return ExitCode.CONFIG
-    except StopPreparing as stop:
-        print(f"octfm: stopped: {stop}", file=sys.stderr)
-        return ExitCode.STORAGE
+    return with_exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    match arguments.action:
+        case "report":
+            return _report(arguments.set, arguments.to)
+        case "summary":
+            print("\n".join(summary(PreparedSet.load(arguments.set), arguments.set)))
+        case "locate":
+            return _locate(arguments.source, Path(arguments.set), arguments.ids)
     return 0
 
 
@@ -55,7 +50,9 @@ def _report(folder: str, target: Path | None) -> int:
 
     if is_gcs(folder):
         raise ValueError(f"{folder}: the report reads volumes from disk; copy the set to this machine first")
-    page = write_report(PreparedSet.load(folder), target or Path(folder) / "report.html")
+    prepared = PreparedSet.load(folder)
+    with progress_bar("looking at volumes") as show:
+        page = write_report(prepared, target or Path(folder) / "report.html", show)
     print(f"{page}   (it shows retinas: keep it beside the data)")
     return 0
 

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from oct_foundation.checkpoints.export import TEACHER, export_encoder, write_whole
 from oct_foundation.models.encoder import VOXEL_MEAN, VOXEL_STD
 from oct_foundation.models.vjepa2_weights import obstacles, to_vjepa2, vjepa2_settings
-from pretraining.command_line import with_exit_code
+from pretraining.command_line import open_folder, with_exit_code
 from pretraining.encoder_file import (
     OWN_TYPE,
     PREDICTOR,
@@ -72,8 +72,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def export_hugging_face(saved: SavedWeights, folder: Path) -> tuple[Path, ...]:
     """Writes model.safetensors, preprocessor_config.json, README.md and, last, config.json; returns their paths.
 
-    As a VJEPA2 of `transformers`, with the predictor where `saved` has one, or as this package's own type.
+    As a VJEPA2 of `transformers`, with the predictor where `saved` has one, or as this package's own type. Raises
+    ValueError where the folder holds such files that octfm has not written.
     """
+    open_folder(
+        folder,
+        replacing=("model.safetensors", "preprocessor_config.json", "README.md"),
+        model_types=(OWN_TYPE, TRANSFORMERS_TYPE),
+    )
     encoder = saved.part(TEACHER)
     if obstacles(saved.config):
         weights, kind = encoder, {"model_type": OWN_TYPE, "architectures": ["VJEPA3D"]}
@@ -88,7 +94,6 @@ def export_hugging_face(saved: SavedWeights, folder: Path) -> tuple[Path, ...]:
         "README.md": model_card(saved).encode(),
         "config.json": _json(config),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # without it a folder is no model: old and new never mix
     for name, content in contents.items():
         write_whole(folder / name, content)

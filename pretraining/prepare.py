@@ -23,11 +23,11 @@ from data_setup.index import PreparedSet
 from data_setup.prepare import Progress, prepare
 from data_setup.sources import is_gcs
 from oct_foundation.runtime.exits import ExitCode
+from pretraining.command_line import EXIT_INTERRUPTED
 from pretraining.config_file import ConfigError, load_settings
 from pretraining.source_section import SourceSection, guess_source
 
 log = logging.getLogger("octfm")
-EXIT_INTERRUPTED = 130  # what shells say of Ctrl-C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class PrepareConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """SOURCE --out DIR [--config C] [--workers N] [key=value ...]."""
     parser.add_argument("source", help="folder, gs://bucket/folder, AI-READI's root, .tsv, .csv or .parquet")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example model.image_size=[64,384,384]")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="for example model.image_size=[64,384,384]"
+    )
     parser.add_argument("--out", required=True, help="folder or gs://bucket/folder of the prepared set")
     parser.add_argument("--config", type=Path, help="take model.image_size, seed and data.* from a run's YAML")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")

@@ -13,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oct_foundation.diagnostics.labels import LabelKind
+import numpy as np
+
+from oct_foundation.diagnostics.folds import check_enough
+from oct_foundation.diagnostics.labels import LabelKind, read_label
 from oct_foundation.diagnostics.probes import ProbeRow, ProbeSettings, probe
-from pretraining.command_line import add_device, positive, with_exit_code
+from pretraining.command_line import add_device, open_folder, positive, with_exit_code
 from pretraining.label_table import PHANTOMS
 from pretraining.patch_labels import NAMES, PREFIX, sample_patches
 from pretraining.probe_output import WIDE, data_slug, print_table, write_json
@@ -93,6 +96,10 @@ def _run(arguments: argparse.Namespace) -> int:
     notes = [*data.notes, *(patches.notes if patches else []), *notes]
     for note in notes:
         log.warning("%s", note)
+    if arguments.json is not None:
+        open_folder(arguments.json.parent)
+    if arguments.label:
+        _check_labels(data, settings)
     features = _features(saved, data, patches, settings, arguments)
     rows = _answers(_questions(features, patches, settings), asked=bool(arguments.label))
     about = _about(saved, features.data, arguments)
@@ -179,6 +186,13 @@ def _within_memory(
     if explicit:
         raise ValueError(f"--probes: {found}; use --probes {','.join(rest) or _LINEAR_PROBES}, or fewer volumes")
     return replace(settings, probes=tuple(rest)), [f"left out: {found}; fewer volumes need less"]
+
+
+def _check_labels(data: "ProbeData", settings: ProbeSettings) -> None:
+    """Raises ValueError where one cannot be judged, before the first volume is looked at: the others are not lost."""
+    for name, column in data.labels.items():
+        label = read_label(name, column, {**data.kinds, **settings.kinds}.get(name))
+        check_enough(label, np.asarray(data.groups)[label.known], settings.folds)
 
 
 def _features(

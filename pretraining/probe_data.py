@@ -29,9 +29,8 @@ HEADER_LABELS = ("laterality", "vendor", "model", "protocol", "region")
 class ProbeData:
     """M volumes, columns [M] of labels by name, groups [M]: their patients; notes: what a reader should know.
 
-    kinds: what a label is, where that is known. asked: labels that the caller has named; one that cannot be judged is
-    an error, others are left out. split: in words, which of the data's volumes these are. seen: bool [M], the volumes
-    that the encoder was pretrained on, None where nobody knows.
+    kinds: what a label is, where that is known. split: in words, which of the data's volumes these are. seen: bool
+    [M], the volumes that the encoder was pretrained on, None where nobody knows.
     """
 
     volumes: VolumesWithRows
@@ -41,7 +40,6 @@ class ProbeData:
     seen: list[bool] | None = None
     notes: list[str] = field(default_factory=list)
     kinds: Mapping[str, LabelKind] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
 
     def only(self, ids: Sequence[str]) -> "ProbeData":
         """The volumes `ids`, in this order: those that could be read."""
@@ -94,7 +92,6 @@ def phantom_data(saved: SavedEncoder, choice: LabelChoice, num_volumes: int | No
         groups=benchmark.ids,
         seen=None if trained is None else trained.has_seen(volumes.rows, fit="resize"),
         kinds=kinds,
-        asked=choice.names,
     )
 
 
@@ -137,7 +134,6 @@ def scan_data(
         split=shown,
         seen=None if trained is None else trained.has_seen(volumes.rows, prepared.info["settings"]["fit"]),
         notes=[*notes, *(table.notes if table is not None else []), *of_groups],
-        asked=choice.names,
     )
 
 

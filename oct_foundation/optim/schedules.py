@@ -33,8 +33,8 @@ class Schedule:
             raise ValueError(f"total_steps must be at least 1; found {self.total_steps}")
         if self.warmup_steps < 0 or self.decay_steps < 0 or self.warmup_steps + self.decay_steps > self.total_steps:
             raise ValueError(
-                f"warmup_steps ({self.warmup_steps}) and decay_steps ({self.decay_steps}) must not be negative "
-                f"and must fit together into total_steps ({self.total_steps})"
+                f"optim.warmup_steps ({self.warmup_steps}) and optim.decay_steps ({self.decay_steps}) must not be "
+                f"negative and must fit together into the run's {self.total_steps}: lower them, or train for longer"
             )
 
     def __call__(self, step: int) -> float:

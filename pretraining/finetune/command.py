@@ -15,8 +15,8 @@ import numpy as np
 from oct_foundation.diagnostics.labels import LabelKind
 from oct_foundation.runtime.native import NativeRuntime
 from oct_foundation.runtime.select import choose_kind
-from pretraining.command_line import add_device, positive, progress_bar, with_exit_code
-from pretraining.encoder_file import SavedEncoder, load_encoder, random_encoder
+from pretraining.command_line import add_device, open_folder, positive, progress_bar, with_exit_code
+from pretraining.encoder_file import FINETUNED_TYPE, SavedEncoder, load_encoder, random_encoder
 from pretraining.finetune.labelled import Labelled, held_out_splits, labelled_volumes
 from pretraining.finetune.results import HeldOut, metrics_of, summary, write_results
 from pretraining.finetune.saved_model import save_model
@@ -94,6 +94,8 @@ def _run(arguments: argparse.Namespace) -> int:
         saved = replace(saved, encoder=random_encoder(saved.config, settings.seed))
     data = _labelled(saved, arguments)
     splits = held_out_splits(data, settings)
+    written = ("model.safetensors", "metrics.json", "predictions.csv")
+    open_folder(arguments.out, replacing=written, model_types=(FINETUNED_TYPE,))
     sizes = [*(len(split.train) for split in splits), *([len(data)] if settings.num_folds else [])]
     with progress_bar("fine-tuning") as show:
         on_step = _counter(show, sum(num_steps(settings, size) for size in sizes))
@@ -106,9 +108,10 @@ def _run(arguments: argparse.Namespace) -> int:
             trained = fine_tune(saved, data, np.arange(len(data)), settings, runtime, on_step)
     answers = HeldOut.joined(held_out)
     metrics = metrics_of(saved, data, settings, trained, answers)
+    print("\n".join(summary(metrics)))  # first: a full disk shall not take them along
     save_model(trained, saved, settings, arguments.out)
     write_results(metrics, data, answers, arguments.out)
-    print("\n".join([*summary(metrics), str(arguments.out)]))
+    print(arguments.out)
     return 0
 
 
