@@ -148,7 +148,7 @@ class TrainBatches:
         self.num_samples += batch.num_samples
         self.num_replaced += len(replaced)
         for volume_id in chain.from_iterable(replaced):
-            log.warning("prepared volume %s cannot be read; the next one of the epoch took its place", volume_id)
+            log.warning("sample %s cannot be read; the next one of the epoch took its place", volume_id)
         allowed = max(self._FREE_REPLACEMENTS, self._settings.max_replaced_fraction * self.num_samples)
         if self.num_replaced > allowed:
             raise LoaderError(
@@ -205,14 +205,6 @@ def _start_worker(_worker: int) -> None:
 def _jepa_batch(samples: Sequence[dict[str, Any]]) -> _Made:
     """The batch, and for each sample that is not the planned one the ids of the volumes that could not be read."""
     return jepa_batch(list(samples)), [sample["replaced"] for sample in samples if sample["replaced"]]
-
-
-def input_counts(batches: TrainBatches | None) -> dict[str, int]:
-    """Samples that came from another file than planned, and restarts of the workers; 0 before there are batches."""
-    return {
-        "replaced_samples": batches.num_replaced if batches else 0,
-        "loader_restarts": batches.num_restarts if batches else 0,
-    }
 
 
 def jepa_batch(samples: list[dict[str, Any]]) -> JEPABatch:

@@ -34,6 +34,9 @@ from pretraining.tasks.task import Objective, Task
 
 log = logging.getLogger(__name__)
 
+# Sections that may change when a run goes on, and change what it comes to.
+_OF_TRAINING = ("optim", "batch", "train")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -218,6 +221,10 @@ def _same_run(saved: dict[str, Any], now: dict[str, Any], fixed: Sequence[str]) 
             f"steps would no longer name the same samples. On other devices keep it and change "
             f"batch.per_core_batch_size or batch.grad_accum_steps"
         )
+    if others := [
+        text for key in _OF_TRAINING for text in _differences(saved["config"].get(key), now["config"][key], key)
+    ]:
+        log.warning("the run goes on with other settings: %s", "; ".join(others))
     if saved["total_steps"] != now["total_steps"]:
         log.warning(
             "the run is now %d steps long, it was %d: schedules that end with the run change",

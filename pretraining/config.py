@@ -55,6 +55,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**32 - 1)
         _check_best_metric(self.checkpoint.best_metric)
+        if self.train.max_steps is not None:
+            self.optim.schedules(self.train.max_steps)  # it may become shorter with the data, but not longer
 
     def fed_by_rank(self, cores: int) -> Self:
         """As a rank sees it that feeds so many devices: as one device with so many times the batch."""

@@ -119,7 +119,9 @@ def _assembled(runtime: Runtime, life: Lifeline, job: Job) -> Run:
         run.accumulation,
     )
     if run.state.step >= run.total_steps:
-        log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.total_steps)
+        log.info("nothing to do: the run has its %d steps; raise train.epochs or train.max_steps", run.state.step)
+    elif runtime.rank == 0:
+        _as_well_as_it_can("config.yaml", lambda: job.folder.replace_config(job.config.to_yaml()))
     return run
 
 
@@ -131,7 +133,8 @@ def _tidy_up(run: Run, job: Job, outcome: str) -> None:
             ownership.release()
     summary = summarise(run, job, outcome)
     if run.runtime.rank == 0:  # before the tracker: W&B may take its time
-        _as_well_as_it_can("summary.json", lambda: job.folder.write_summary(summary))
+        if outcome != "completed" or run.state.step > run.start_step or not job.folder.summary.exists():
+            _as_well_as_it_can("summary.json", lambda: job.folder.write_summary(summary))
         if run.judgement is not None:
             log.info("%s. %s", run.judgement.verdict, " ".join(run.judgement.reasons))
         log.info("%s: %s", outcome, job.folder.summary)

@@ -86,19 +86,26 @@ class RunFolder:
         return found
 
     def create(self, config_yaml: str) -> None:
-        """Makes the folder, the run's id where there is none, and writes the configuration.
+        """Makes the folder, and in it the run's id and the configuration where there are none yet.
 
+        A configuration that is there belongs to what else is there, until a run with this one has been accepted
+        (`replace_config`): a start that is refused must not change the record of a run.
         Raises ValueError for what the user has to change, OSError for a disk that is full or fails.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.config, config_yaml)
+            if not self.config.exists():
+                write_atomic(self.config, config_yaml)
             _ = self.run_id
         except OSError as error:
             text = f"output_dir {self.path} cannot be written ({error.strerror})"
             if error.errno in _OF_THE_USER:
                 raise ValueError(f"{text}; set output_dir=...") from error
             raise OSError(error.errno, f"{text}; free some space there or set output_dir=...") from error
+
+    def replace_config(self, config_yaml: str) -> None:
+        """Writes the configuration of the run that goes on here."""
+        write_atomic(self.config, config_yaml)
 
     def tee_output(self) -> subprocess.Popen[bytes]:
         """From here on stdout and stderr of this process and its children also go to `train.log`.

@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser, config_default: Path | None =
         default=config_default,
         help="YAML file of the run, for example configs/smoke_test.yaml",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example train.max_steps=10")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="overrides, for example train.max_steps=10"
+    )
     parser.add_argument("--device", choices=("auto", "xla", "cuda", "cpu"), help="overrides runtime.device")
 
 

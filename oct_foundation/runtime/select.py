@@ -50,7 +50,7 @@ def choose_kind(choice: DeviceChoice) -> RuntimeKind:
                 "device xla: torch-xla is not installed (it exists for Linux x86-64 only); use cpu or cuda"
             )
         case "cuda" if not torch.cuda.is_available():
-            raise ValueError("device cuda: torch finds no CUDA device here; use --device xla or --device cpu")
+            raise ValueError("device cuda: torch finds no CUDA device here; use --device cpu")
         case _:
             return choice
 

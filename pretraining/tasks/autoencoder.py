@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from data_setup.epoch_order import Shuffled
-from data_setup.loaders import TrainBatches, input_counts
 from data_setup.neuro.film_data import Film, open_film
 from data_setup.neuro.film_dataset import FilmDataset, film_batch
 from data_setup.sampler import ShardedBatchSampler
@@ -17,49 +16,24 @@ from pretraining.autoencoder_config import AutoencoderRunConfig
 from pretraining.config import ConfigError
 from pretraining.run_folder import RunFolder
 from pretraining.tasks.autoencoder_objective import AutoencoderObjective
+from pretraining.tasks.sampled import SampledTask, epoch_sampler
 from pretraining.tasks.task import Watch
 
 
-class AutoencoderTask:
+class AutoencoderTask(SampledTask[FilmDataset]):
     """The TRs of a run around its objective; raises ConfigError where there is nothing to train on."""
 
     def __init__(self, config: AutoencoderRunConfig) -> None:
         self.config = config
         self.film = opened(config)
         self.objective = AutoencoderObjective(config, self.film.statistics)
-        self._train = FilmDataset(self.film, "train")
+        super().__init__(FilmDataset(self.film, "train"), config.data.loader, film_batch)
         self.held_out = FilmDataset(self.film, "val")
-        self._order = Shuffled(len(self._train), config.seed)
-        self._batches: TrainBatches | None = None
-        self.num_train_samples = len(self._train)
+        self._order = Shuffled(len(self.samples), config.seed)
 
     def sampler(self, rank: int, world_size: int) -> ShardedBatchSampler:
-        """The order of the training samples; raises ValueError when they do not fill one global batch."""
-        batch = self.config.batch
-        return ShardedBatchSampler(
-            order=self._order,
-            rank=rank,
-            world_size=world_size,
-            micro_batch_size=batch.per_core_batch_size,
-            grad_accum_steps=batch.accumulation(world_size),
-            drop_last=self.config.train.drop_last,
-        )
-
-    def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> Iterable[FilmBatch]:
-        """Micro-batches of this rank."""
-        self._batches = TrainBatches(
-            self._train,
-            self.sampler(rank, world_size),
-            self.config.data.loader,
-            start_step=start_step,
-            num_steps=num_steps,
-            make_batch=film_batch,
-        )
-        return self._batches
-
-    def input_counts(self) -> dict[str, int]:
-        """Restarts of this rank's loader; no TR is ever replaced."""
-        return input_counts(self._batches)
+        """Every TR once per epoch."""
+        return epoch_sampler(self.config, self._order, rank, world_size)
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[FilmBatch]:
         """None: the watch predicts every held-out TR once, and its loss is that of all of them."""
@@ -77,13 +51,9 @@ class AutoencoderTask:
             found.append(([*own, *(number % count for number in range(size - len(own)))], len(own)))
         return found
 
-    def steps_per_epoch(self, *, world_size: int) -> int:
-        """From the sampler that the run uses."""
-        return self.sampler(0, world_size).steps_per_epoch
-
     def data_fingerprint(self, *, world_size: int) -> str:
         """Hash of the order, of what is held out (or scores would not compare) and of all values that train."""
-        parts = self.sampler(0, world_size).order_hash(), self.held_out.fingerprint(), self._train.fingerprint()
+        parts = self.sampler(0, world_size).order_hash(), self.held_out.fingerprint(), self.samples.fingerprint()
         return "".join(parts)
 
     def facts(self) -> dict[str, Any]:

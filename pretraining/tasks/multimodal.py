@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_setup.loaders import TrainBatches, input_counts
+from data_setup.loaders import TrainBatches
 from data_setup.neuro.collate import ConversationCollator
 from data_setup.neuro.conversations import Conversation
 from data_setup.neuro.dataset import ConversationDataset
@@ -24,12 +24,13 @@ from pretraining.config import ConfigError
 from pretraining.multimodal_config import MultimodalRunConfig
 from pretraining.run_folder import RunFolder
 from pretraining.tasks.multimodal_objective import MultimodalObjective
+from pretraining.tasks.sampled import SampledTask
 from pretraining.tasks.task import Watch
 
 log = logging.getLogger(__name__)
 
 
-class MultimodalTask:
+class MultimodalTask(SampledTask[ConversationDataset]):
     """The samples of a multi-modal run around its objective; raises ConfigError where there is nothing to train on."""
 
     def __init__(self, config: MultimodalRunConfig) -> None:
@@ -47,17 +48,16 @@ class MultimodalTask:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         held_out = splits["val"][: config.answers.max_samples]
-        self._train = ConversationDataset(splits["train"], source, seed=config.seed, training=True)
-        self.held_out = ConversationDataset(held_out, source, seed=config.seed, training=False)
         self._collator = ConversationCollator(self.encoder)
+        samples = ConversationDataset(splits["train"], source, seed=config.seed, training=True)
+        super().__init__(samples, config.data.loader, self._collator.joint)
+        self.held_out = ConversationDataset(held_out, source, seed=config.seed, training=False)
         self._unreadable: set[int] = set()  # held-out questions whose images could not be read
-        self._batches: TrainBatches | None = None
-        self.num_train_samples = len(self._train)
 
     def sampler(self, rank: int, world_size: int) -> ShardedBatchSampler | AlignedSampler:
         """The order of the training samples; raises ValueError when they do not fill one global batch."""
         layout = self.layout(rank, world_size)
-        kinds = [record.kind for record in self._train.records]
+        kinds = [record.kind for record in self.samples.records]
         return build_sampler(
             kinds,
             self.config.data.sampling,
@@ -71,26 +71,11 @@ class MultimodalTask:
         batch = self.config.batch
         return Layout(rank, world_size, batch.per_core_batch_size, batch.accumulation(world_size))
 
-    def train_batches(
-        self, *, rank: int, world_size: int, start_step: int, num_steps: int
-    ) -> Iterable[ConversationBatch]:
+    def train_batches(self, *, rank: int, world_size: int, start_step: int, num_steps: int) -> TrainBatches:
         """Micro-batches of this rank."""
-        sampler = self.sampler(rank, world_size)
-        if isinstance(sampler, AlignedSampler):
+        if isinstance(sampler := self.sampler(rank, world_size), AlignedSampler):
             self.objective.num_programs = len(sampler.sets)
-        self._batches = TrainBatches(
-            self._train,
-            sampler,
-            self.config.data.loader,
-            start_step=start_step,
-            num_steps=num_steps,
-            make_batch=self._collator.joint,
-        )
-        return self._batches
-
-    def input_counts(self) -> dict[str, int]:
-        """Samples of this rank that came from another file than planned, and restarts of its loader."""
-        return input_counts(self._batches)
+        return super().train_batches(rank=rank, world_size=world_size, start_step=start_step, num_steps=num_steps)
 
     def val_batches(self, *, rank: int, world_size: int) -> Iterable[ConversationBatch]:
         """Held-out questions, each kind in batches of its own; rows that only fill a batch have no label."""
@@ -122,18 +107,10 @@ class MultimodalTask:
             self._unreadable.add(index)
             return self.held_out.blank(index)
 
-    def steps_per_epoch(self, *, world_size: int) -> int:
-        """From the sampler that the run uses."""
-        return self.sampler(0, world_size).steps_per_epoch
-
-    def data_fingerprint(self, *, world_size: int) -> str:
-        """Hash of the order and of the samples."""
-        return self.sampler(0, world_size).order_hash() + self._train.fingerprint()
-
     @property
     def training_records(self) -> tuple[Conversation, ...]:
         """What the run trains on."""
-        return self._train.records
+        return self.samples.records
 
     def watch(self, model: nn.Module, runtime: Runtime, *, total_steps: int, folder: RunFolder) -> Watch | None:
         """Answers to the held-out questions."""
@@ -149,6 +126,6 @@ class MultimodalTask:
     def facts(self) -> dict[str, Any]:
         """Volumes and bad files, for the summary."""
         return {
-            "samples": {"train": len(self._train), "held_out": len(self.held_out), "accepted": len(self.audit.kept)},
+            "samples": {"train": len(self.samples), "held_out": len(self.held_out), "accepted": len(self.audit.kept)},
             "bad_files": {str(reason): count for reason, count in self.audit.by_reason.items()},
         }

@@ -150,5 +150,9 @@ def test_another_global_batch_is_refused_and_an_explicit_accumulation_resumes(tr
         "seed is 0 in the checkpoint and 7 here; model.loss is mse in the checkpoint and smooth_l1 here."
         in other.output
     )
+    assert "seed: 0\n" in (tmp_path / "config.yaml").read_text(), "a refused start has changed the run's record"
+    summary = (tmp_path / "summary.json").read_text()
+    assert "nothing to do: the run has its 2 steps" in train(tmp_path, *explicit).output
+    assert (tmp_path / "summary.json").read_text() == summary
     gone_on = train(tmp_path, "batch.grad_accum_steps=1", "train.max_steps=3", "runtime.num_processes=2")
     assert gone_on.summary["start_step"] == 2

@@ -18,9 +18,9 @@ from tests.checkpoints.small_disk import mounted
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def created(path: Path) -> RunFolder:
+def created(path: Path, config: str = "a: 1\n") -> RunFolder:
     folder = RunFolder(path)
-    folder.create("a: 1\n")
+    folder.create(config)
     return folder
 
 
@@ -77,10 +77,20 @@ def test_a_full_disk_is_not_a_wrong_configuration_and_is_left_clean(tmp_path):
         with (disk / "other").open("wb") as other:
             os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(disk).free)
         with pytest.raises(OSError, match=r"No space left on device.*free some space") as caught:
-            folder.create("a: 2\n" * 9999)
+            created(disk / "new", "a: 2\n" * 9999)
         assert not isinstance(caught.value, ValueError)
+        with pytest.raises(OSError, match="No space left on device"):
+            folder.replace_config("a: 2\n" * 9999)
         assert folder.config.read_text() == before
         assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "run_id"}
+
+
+def test_a_start_changes_the_record_of_a_run_only_when_it_is_accepted(tmp_path):
+    folder = created(tmp_path)
+    folder.create("a: 2\n")
+    assert folder.config.read_text() == "a: 1\n"
+    folder.replace_config("a: 2\n")
+    assert folder.config.read_text() == "a: 2\n"
 
 
 def test_an_atomic_file_is_readable_by_others(tmp_path):
