@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar, get_args
 
-from oct_foundation.tracking.wandb import WandbSettings
+from oct_foundation.tracking.wandb_settings import WandbSettings
 from pretraining.config_file import ConfigError, load_settings, to_yaml, value_of
 from pretraining.sections import (
     BatchSection,

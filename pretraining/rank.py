@@ -23,7 +23,7 @@ from oct_foundation.tracking.device_sampler import FILE as DEVICES
 from oct_foundation.tracking.device_sampler import DeviceSampler
 from oct_foundation.tracking.jsonl import JsonlTracker
 from oct_foundation.tracking.tracker import FanOut, Tracker
-from oct_foundation.tracking.wandb import start_wandb
+from oct_foundation.tracking.wandb import WandbRun, start_wandb
 from pretraining.agreement import RanksDifferError, check_ranks_alike
 from pretraining.assemble import Job, assemble
 from pretraining.config import ConfigError
@@ -163,8 +163,7 @@ def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
     settings = replace(job.config.wandb, run_name=job.config.wandb.run_name or job.folder.path.name)
     # A resumed run is the one that its checkpoint names, also where the folder is another.
     run_id = run.saver.manager.run_id if run.saver else job.folder.run_id
-    guest = start_wandb(
-        settings,
+    identity = WandbRun(
         folder=job.folder.path,
         run_id=run_id,
         config=job.config.to_dict(),
@@ -172,6 +171,7 @@ def make_tracker(job: Job, runtime: Runtime, run: Run) -> Tracker:
         record=job.folder.metrics,
         resumed_step=run.start_step,
     )
+    guest = start_wandb(settings, identity)
     return FanOut([*trackers, *([guest] if guest else [])])
 
 

@@ -5,7 +5,6 @@ all anyway.
 """
 
 import logging
-import netrc
 import os
 import queue
 import re
@@ -15,141 +14,59 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from oct_foundation.tracking.jsonl import read_rows
 from oct_foundation.tracking.redact import redact
 from oct_foundation.tracking.wandb_files import newest_row, rows_of
-
-Mode = Literal["online", "offline", "disabled"]
+from oct_foundation.tracking.wandb_settings import WandbSettings, resolve_mode
 
 # An hour of rows at one a second; beyond that W&B is not coming back, and memory must not grow with it.
 QUEUE_ROWS = 3600
 # wandb keeps to its limits by itself; a little longer, and what it has to say is still heard.
 JOIN_SLACK_S = 5.0
-# Hosts under which `wandb login` has kept keys; a server of one's own is named by WANDB_BASE_URL.
-_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WandbSettings:
-    """Where rows go. auto: WANDB_MODE where it is set, else online with a key, else offline."""
+class WandbRun:
+    """Which run the rows are of.
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "octfm"
-    entity: str | None = None
-    tags: tuple[str, ...] = ()
-    run_name: str | None = None
-    init_timeout_s: float = 30.0
-    finish_timeout_s: float = 60.0
+    folder: gets the files (<folder>/wandb/..); run_id: kept in the checkpoint, a resumed run goes on in the same
+    curves; config: redacted before it leaves. goes_on: the steps between the last checkpoint and the end of the attempt
+    before this one are trained again; rows that W&B has of them are not sent twice, so that steps never fall. Rows up
+    to `resumed_step` that a kill has kept from W&B come from `record`, the run's metrics.jsonl.
+    """
+
+    folder: Path
+    run_id: str
+    config: Mapping[str, Any]
+    goes_on: bool = False
+    record: Path | None = None
+    resumed_step: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("auto", *get_args(Mode)):
-            raise ValueError(f"wandb.mode is {self.mode!r}; allowed: auto, online, offline, disabled")
-        if not self.project or set(self.project) & set("/\\#?%:"):
-            raise ValueError(f"wandb.project is {self.project!r}; a name without / \\ # ? % : is allowed")
-        for name in ("init_timeout_s", "finish_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"wandb.{name} is {getattr(self, name)!r}; seconds > 0 are allowed")
+        if not _RUN_ID.fullmatch(self.run_id):
+            raise ValueError(f"run id {self.run_id!r}: letters, digits, '-' and '_' are allowed, 128 at most")
 
 
-def start_wandb(
-    settings: WandbSettings,
-    *,
-    folder: Path,
-    run_id: str,
-    config: Mapping[str, Any],
-    goes_on: bool = False,
-    record: Path | None = None,
-    resumed_step: int = 0,
-) -> "WandbTracker | None":
+def start_wandb(settings: WandbSettings, run: WandbRun) -> "WandbTracker | None":
     """The tracker that `settings` and this machine call for, None when it is disabled."""
     mode = resolve_mode(settings, os.environ)
-    if mode == "disabled":
-        return None
-    return WandbTracker(
-        settings,
-        mode=mode,
-        folder=folder,
-        run_id=run_id,
-        config=config,
-        goes_on=goes_on,
-        record=record,
-        resumed_step=resumed_step,
-    )
-
-
-def resolve_mode(settings: WandbSettings, environ: Mapping[str, str]) -> Mode:
-    """What `settings.mode` comes to here, by environment and netrc; the network is not touched.
-
-    Without a key it is never online: wandb would ask for one on the terminal and wait.
-    """
-    wish = settings.mode
-    if wish == "auto" and (by_environment := environ.get("WANDB_MODE", "").lower()) in get_args(Mode):
-        wish = cast(Mode, by_environment)
-    match wish:
-        case "auto":
-            return "online" if _has_key(environ) else "offline"
-        case "online" if not _has_key(environ):
-            _log.warning("W&B: online was asked for, but there is no key (WANDB_API_KEY or netrc): offline")
-            return "offline"
-        case _:
-            return wish
-
-
-def _has_key(environ: Mapping[str, str]) -> bool:
-    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    own_host = urlsplit(environ.get("WANDB_BASE_URL", "")).hostname
-    names = [environ["NETRC"]] if environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for name in names:
-        try:
-            hosts = netrc.netrc(os.path.expanduser(name)).hosts
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if any(host in hosts for host in ((own_host,) if own_host else _HOSTS)):
-            return True
-    return False
+    return None if mode == "disabled" else WandbTracker(settings, run, mode)
 
 
 class WandbTracker:
-    """Rows to one W&B run whose id is fixed, so that a resumed run goes on in the same curves.
+    """Rows to one W&B run, from a thread of its own.
 
-    folder: gets the files (<folder>/wandb/..); run_id: kept in the checkpoint; config: redacted before it
-    leaves. Every row carries its own `step`, the x axis of all curves. W&B's internal step is never set: it
-    drops every row behind the largest step seen, which is how train curves got lost when validation had
-    logged a larger one.
-
-    goes_on: the steps between the last checkpoint and the end of the attempt before this one are trained again; rows
-    that W&B has of them are not sent twice, so that steps never fall. Rows up to `resumed_step` that a kill has kept
-    from W&B come from `record`, the run's metrics.jsonl.
+    Every row carries its own `step`, the x axis of all curves. W&B's internal step is never set: it drops every row
+    behind the largest step seen, which is how train curves got lost when validation had logged a larger one.
     """
 
-    def __init__(
-        self,
-        settings: WandbSettings,
-        *,
-        mode: Literal["online", "offline"],
-        folder: Path,
-        run_id: str,
-        config: Mapping[str, Any],
-        goes_on: bool = False,
-        record: Path | None = None,
-        resumed_step: int = 0,
-    ) -> None:
-        if not _RUN_ID.fullmatch(run_id):
-            raise ValueError(f"run id {run_id!r}: letters, digits, '-' and '_' are allowed, 128 at most")
-        self._settings = settings
-        self._mode = mode
-        self._folder = folder
-        self._run_id = run_id
-        self._config = redact(config)
-        self._goes_on = goes_on
-        self._record = record
-        self._resumed_step = resumed_step
+    def __init__(self, settings: WandbSettings, run: WandbRun, mode: Literal["online", "offline"]) -> None:
+        self._settings, self._run, self._mode = settings, run, mode
+        self._config = redact(run.config)
         self._rows: queue.Queue[dict[str, Any] | _Finish] = queue.Queue(maxsize=QUEUE_ROWS)
         self._failed = threading.Event()
         self._num_dropped = 0
@@ -182,16 +99,16 @@ class WandbTracker:
                 self._rows.put(_Finish(summary=dict(summary)), timeout=self._settings.finish_timeout_s)
             self._thread.join(self._settings.init_timeout_s + self._settings.finish_timeout_s + JOIN_SLACK_S)
         if self._thread.is_alive():
-            _log.warning("W&B did not finish in time; `wandb sync %s/wandb/*` sends the rest", self._folder)
+            _log.warning("W&B did not finish in time; `wandb sync %s/wandb/*` sends the rest", self._run.folder)
         if self._num_dropped:
             _log.warning("W&B missed %d rows; metrics.jsonl has them", self._num_dropped)
 
     def _work(self) -> None:
         """The thread: opens the run, passes rows on, closes it."""
         try:
-            on_disk = newest_row(self._folder, self._run_id) if self._goes_on else _NOTHING
+            on_disk = newest_row(self._run.folder, self._run.run_id) if self._run.goes_on else _NOTHING
             run = self._open_run()
-            had = self._had(run, on_disk) if self._goes_on else _NOTHING
+            had = self._had(run, on_disk) if self._run.goes_on else _NOTHING
             run.define_metric("*", step_metric="step")
             for recorded in self._recorded():
                 if missing := _missing(recorded, had):
@@ -212,21 +129,21 @@ class WandbTracker:
         """The newest row that W&B has or will get: from this disk, and from the service."""
         if not run.offline:  # the service knows what it got of attempts that were online
             return max(on_disk, (int(run.summary.get("step", 0)), frozenset()))
-        online = self._folder.glob(f"wandb/run-*/run-{self._run_id}.wandb")
+        online = self._run.folder.glob(f"wandb/run-*/run-{self._run.run_id}.wandb")
         return max(
             on_disk, *((int(row["step"]), frozenset[str]()) for path in online for row in rows_of(path)), _NOTHING
         )
 
     def _recorded(self) -> Iterator[dict[str, float]]:
         """The rows that led to the state which the run goes on from."""
-        if self._goes_on and self._record is not None:
-            yield from (row for row in read_rows(self._record) if row["step"] <= self._resumed_step)
+        if self._run.goes_on and self._run.record is not None:
+            yield from (row for row in read_rows(self._run.record) if row["step"] <= self._run.resumed_step)
 
     def _open_run(self) -> Any:
         """An online run if asked for and possible within `init_timeout_s`, else an offline one."""
         import wandb  # lazily: it costs a second, and only rank 0 gets here
 
-        self._folder.mkdir(parents=True, exist_ok=True)  # else wandb silently writes to a temporary folder
+        self._run.folder.mkdir(parents=True, exist_ok=True)  # else wandb silently writes to a temporary folder
         if self._mode == "online":
             try:
                 return self._init(wandb, "online")
@@ -243,9 +160,9 @@ class WandbTracker:
             entity=settings.entity,
             tags=settings.tags,
             name=settings.run_name,
-            id=self._run_id,
+            id=self._run.run_id,
             resume="allow",
-            dir=self._folder,
+            dir=self._run.folder,
             config=self._config,
             settings=wandb.Settings(
                 init_timeout=settings.init_timeout_s,

@@ -13,8 +13,9 @@ import pytest
 
 from oct_foundation.tracking import wandb as tracking_wandb
 from oct_foundation.tracking.jsonl import JsonlTracker
-from oct_foundation.tracking.wandb import WandbSettings, WandbTracker, resolve_mode, start_wandb
+from oct_foundation.tracking.wandb import WandbRun, WandbTracker, start_wandb
 from oct_foundation.tracking.wandb_files import newest_row, records, rows_of, run_files
+from oct_foundation.tracking.wandb_settings import WandbSettings, resolve_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -39,10 +40,11 @@ def history(folder: Path) -> list[dict]:
 def tracker(folder: Path, goes_on: bool = False, resumed_step: int = 0, **changes) -> WandbTracker:
     settings = WandbSettings(**{"mode": "offline", **changes})
     config = {"lr": 0.1, "api_key": "VERY-HIDDEN"}
-    made = start_wandb(
-        settings, folder=folder, run_id="run-1", config=config, goes_on=goes_on,
+    run = WandbRun(
+        folder=folder, run_id="run-1", config=config, goes_on=goes_on,
         record=folder / "metrics.jsonl", resumed_step=resumed_step,
     )  # fmt: skip
+    made = start_wandb(settings, run)
     assert made is not None
     return made
 
@@ -240,7 +242,7 @@ def test_a_wandb_that_hangs_stops_neither_the_rows_nor_the_end_of_the_run(tmp_pa
 
 
 def test_disabled_is_nothing_at_all(tmp_path):
-    assert start_wandb(WandbSettings(mode="disabled"), folder=tmp_path / "w", run_id="r", config={}) is None
+    assert start_wandb(WandbSettings(mode="disabled"), WandbRun(folder=tmp_path / "w", run_id="r", config={})) is None
     assert not (tmp_path / "w").exists()
 
 
@@ -311,4 +313,4 @@ def test_settings_that_make_no_sense_are_refused_by_key(changes, message):
 
 def test_a_run_id_that_wandb_would_refuse_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="run id 'a/b'"):
-        start_wandb(WandbSettings(mode="offline"), folder=tmp_path, run_id="a/b", config={})
+        WandbRun(folder=tmp_path, run_id="a/b", config={})
