@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from oct_foundation.runtime.exits import ExitCode, read_exits
-from oct_foundation.runtime.stopping import DOUBLED_S
+from oct_foundation.runtime.rank_exit import RankExit
+from oct_foundation.runtime.stopping import DOUBLED_S, StopRequest
 
 PROGRAM = Path(__file__).with_name("stopping_program.py")
 PROJECT = PROGRAM.parents[2]
@@ -77,6 +78,11 @@ def test_a_rank_that_does_not_come_leaves_after_its_grace(tmp_path: Path, kind: 
     (record,) = read_exits(tmp_path)
     assert record.code == code
     assert "1 s after SIGTERM" in record.reason
+
+
+@pytest.mark.parametrize(("grace_s", "save_s"), [(30.0, 20.0), (25.0, 15.0), (300.0, 290.0), (4.0, 2.0)])
+def test_a_longer_grace_is_longer_for_the_save(tmp_path: Path, grace_s: float, save_s: float) -> None:
+    assert StopRequest(RankExit(rank=0, folder=tmp_path), grace_s).save_within_s == save_s
 
 
 def test_a_second_ctrl_c_ends_the_rank_at_once(tmp_path: Path) -> None:
