@@ -10,9 +10,11 @@ import logging
 import os
 import posixpath
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +24,15 @@ import google_crc32c
 from data_setup.errors import BadFile, Reason, StopPreparing
 from data_setup.sources import GCS_SCHEME, InputFile, Stated, is_shadow
 
-_ATTEMPTS = 2  # on top of six per request that gcsfs makes in 31 s
+_ATTEMPTS, _ATTEMPT_S = 2, 34.0  # on top of six per request that gcsfs makes in 31 to 36 s
 _PAUSE_S = 5.0
+_QUIET_S = 10.0  # without an answer before a line says so
 _ARRIVALS = 3  # times that an object may arrive wrong before that is its own fault
 _REQUEST_S, _SLOWEST_BYTES_PER_S = 60.0, 500_000  # allowed per fetch: 60 s + 2 s per MB
 _CONNECTIONS = 8
 
 _Result = TypeVar("_Result")
+log = logging.getLogger(__name__)
 
 
 def list_files(uri: str) -> list[InputFile]:
@@ -61,7 +65,9 @@ def fetch(uri: str, stated: Stated, target: Path) -> None:
     for _ in range(_ARRIVALS):
         try:
             content = _ask(
-                uri, lambda: _filesystem().cat_file(_path(uri), generation=stated.generation, timeout=allowed_s)
+                uri,
+                lambda: _filesystem().cat_file(_path(uri), generation=stated.generation, timeout=allowed_s),
+                quiet_s=_QUIET_S + allowed_s - _REQUEST_S,
             )
         except ValueError:
             raise BadFile(Reason.MISSING_FILE, "the object is gone from its bucket, or was replaced") from None
@@ -92,7 +98,8 @@ def mirror(folder: Path, names: list[str], uri: str) -> int:
         if stated is not None and not _differs(content, stated):
             return False
         target = _path(f"{uri.rstrip('/')}/{name}")
-        _ask(uri, lambda: _filesystem().pipe_file(target, content, timeout=600))
+        quiet_s = _QUIET_S + len(content) / _SLOWEST_BYTES_PER_S
+        _ask(uri, lambda: _filesystem().pipe_file(target, content, timeout=600), quiet_s=quiet_s)
         info = _ask(uri, lambda: _filesystem().info(target, refresh=True, timeout=_REQUEST_S))
         if trouble := _differs(content, Stated(int(info["size"]), info.get("crc32c"))):
             raise StopPreparing(f"a copy in {uri} is not what was sent ({trouble}); the same command tries again")
@@ -164,27 +171,42 @@ def _filesystem() -> Any:
     return gcsfs.GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
 
 
-def _ask(uri: str, request: Callable[[], _Result]) -> _Result:
-    """The answer to a request, after retries with growing pauses.
+def _ask(uri: str, request: Callable[[], _Result], quiet_s: float | None = None) -> _Result:
+    """The answer to a request, after retries with growing pauses; a line where there is none after quiet_s (_QUIET_S).
 
     Raises ValueError where the bucket answers that there is nothing, StopPreparing where it refuses or is silent; the
     texts name the bucket only.
     """
     bucket = GCS_SCHEME + _path(uri).partition("/")[0]
     how = ""
-    for _ in range(_ATTEMPTS):
-        try:
-            return request()
-        except FileNotFoundError:
-            if not _bucket_exists(bucket):
-                raise StopPreparing(f"bucket {bucket} does not exist, or not any more") from None
-            raise ValueError(f"{uri} does not exist") from None
-        except Exception as error:  # gcsfs, aiohttp, google.auth and fsspec have a dozen unrelated types
-            how = _describe(error)
-            if _is_refusal(error):
-                raise StopPreparing(f"bucket {bucket} refuses access ({how}): {_PERMISSION}") from None
-        time.sleep(_PAUSE_S * random.random())
+    with _told_when_silent(bucket, _QUIET_S if quiet_s is None else quiet_s):
+        for _ in range(_ATTEMPTS):
+            try:
+                return request()
+            except FileNotFoundError:
+                if not _bucket_exists(bucket):
+                    raise StopPreparing(f"bucket {bucket} does not exist, or not any more") from None
+                raise ValueError(f"{uri} does not exist") from None
+            except Exception as error:  # gcsfs, aiohttp, google.auth and fsspec have a dozen unrelated types
+                how = _describe(error)
+                if _is_refusal(error):
+                    raise StopPreparing(f"bucket {bucket} refuses access ({how}): {_PERMISSION}") from None
+            time.sleep(_PAUSE_S * random.random())
     raise StopPreparing(f"bucket {bucket} does not answer ({how})")
+
+
+@contextmanager
+def _told_when_silent(bucket: str, quiet_s: float) -> Iterator[None]:
+    """One line where what is inside takes longer than quiet_s: gcsfs retries for minutes without a word."""
+    until = time.strftime("%H:%M:%S", time.localtime(time.time() + _ATTEMPTS * (_ATTEMPT_S + _PAUSE_S)))
+    text = "bucket %s: no answer for %.0f s; it is asked again until about %s, longer where it hangs, then this stops"
+    timer = threading.Timer(quiet_s, log.warning, (text, bucket, quiet_s, until))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 _PERMISSION = (

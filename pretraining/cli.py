@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments.command)([*unknown, *arguments.rest])
     except KeyboardInterrupt:
-        from pretraining.command_line import EXIT_INTERRUPTED
+        from oct_foundation.runtime.exits import ExitCode
 
         print("octfm: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

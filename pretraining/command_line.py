@@ -18,7 +18,6 @@ from oct_foundation.checkpoints.store import StoreError
 from oct_foundation.runtime.exits import ExitCode
 
 log = logging.getLogger("octfm")
-EXIT_INTERRUPTED = 130  # what shells say of Ctrl-C
 _LINE_EVERY_S = 5.0
 
 
@@ -81,7 +80,7 @@ def with_exit_code(action: Callable[[], int]) -> int:
         return ExitCode.STORAGE
     except KeyboardInterrupt:
         print("octfm: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from data_setup.index import PreparedSet
 from data_setup.prepare import Progress, prepare
 from data_setup.sources import is_gcs
 from oct_foundation.runtime.exits import ExitCode
-from pretraining.command_line import EXIT_INTERRUPTED
 from pretraining.config_file import ConfigError, load_settings
 from pretraining.source_section import SourceSection, guess_source
 
@@ -81,7 +80,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         return ExitCode.STORAGE
     except KeyboardInterrupt:
         print("octfm: interrupted. What is finished is kept: the same command goes on from there", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     print("\n".join(summary(prepared, arguments.out)))
     return 0
 

@@ -38,8 +38,8 @@ _SLUG_LENGTH = 24
 
 
 def print_table(rows: Sequence[ProbeRow], console: Console) -> None:
-    """A line per label and probe: score [low, high] of the encoder and of its controls, as R2 or AUROC; below it what
-    the marks mean. In a narrow terminal cells take several lines.
+    """A line per label and probe: score [low, high] of the encoder and of its controls, as R2 or AUROC, "cannot tell"
+    where nothing can be scored; below it what the marks mean. In a narrow terminal cells take several lines.
     """
     controls = [name for name in CONTROLS if name != MEAN_PREDICTOR and any(row.contestant == name for row in rows)]
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
@@ -92,6 +92,8 @@ def _rival(rows: Sequence[ProbeRow], row: ProbeRow, control: str) -> ProbeRow | 
 def _cell(row: ProbeRow, beside: ProbeRow, between: str) -> str:
     mark = " *" if row.beats_controls else ""
     other = f"{between}({row.probe})" if row.probe != beside.probe else ""
+    if not all(map(math.isfinite, (row.score, row.low, row.high))):
+        return f"cannot tell{other}"
     return f"{row.score:.2f}{mark}{between}[{row.low:.2f}, {row.high:.2f}]{other}"
 
 

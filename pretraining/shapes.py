@@ -1,4 +1,4 @@
-"""`debug_shapes.py [CONFIG]`: every stage once, at the configuration's shapes, as a table one can read.
+"""`octfm shapes [CONFIG]`: every stage once, at the configuration's shapes, as a table one can read.
 
 file -> volume -> views -> mask -> batch -> tokens -> context -> targets -> predictions -> loss -> gradients -> update.
 Each row holds what was found beside what the configuration promises; the first row that breaks the promise ends it.
@@ -225,9 +225,9 @@ def shapes_worker(runtime: Runtime, config: VJEPARunConfig) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`debug_shapes.py [CONFIG] [key=value ...] [--device ...]`."""
-    parser = argparse.ArgumentParser(prog="debug_shapes.py", description="Run every stage once and print its shapes.")
+def main(argv: Sequence[str] | None = None, prog: str = "octfm shapes") -> int:
+    """`octfm shapes [CONFIG] [key=value ...] [--device ...]`; prog: how the caller was called, for the help."""
+    parser = argparse.ArgumentParser(prog=prog, description="Run every stage once and print its shapes.")
     add_arguments(parser, config_default=Path(DEFAULT_CONFIG))
     arguments = parser.parse_intermixed_args(argv)
     try:

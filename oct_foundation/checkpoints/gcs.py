@@ -5,6 +5,7 @@ look instead of guess when a reply was lost, and to give up within a deadline, s
 """
 
 import base64
+import logging
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -35,6 +38,31 @@ _REQUEST_S = 60.0  # of one request; a chunk of a resumable upload is one
 _READ_BYTES = 1 << 20
 Fetched = TypeVar("Fetched")
 _REQUEST = re.compile(r"^[A-Z]+ \S+: ")
+_QUIET_S = 10.0  # of retrying before a line says so
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Call:
+    """What is being tried, since when (seconds of the epoch), and how long it may be tried."""
+
+    what: str
+    start: float
+    deadline_s: float
+    told: bool = False
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("_CALL", default=None)
+
+
+def _tell(error: Exception) -> None:
+    """One line for a call that has been tried for _QUIET_S: until its deadline it would look like a hang."""
+    call = _CALL.get()
+    if call is None or call.told or time.time() - call.start < _QUIET_S:
+        return
+    call.told = True
+    until = time.strftime("%H:%M:%S", time.localtime(call.start + call.deadline_s))
+    _log.warning("cannot %s yet (%s); it is tried again until %s at the latest", call.what, _reason(error), until)
 
 
 class GcsStore:
@@ -146,7 +174,7 @@ class GcsStore:
     def _retry(self) -> Any:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY.with_timeout(self._deadline_s)
+        return partial(DEFAULT_RETRY.with_timeout(self._deadline_s), on_error=_tell)
 
     @property
     def _root(self) -> str:
@@ -226,6 +254,7 @@ class GcsStore:
             (DataCorruption, Corrupt),
             ((api.GoogleAPIError, InvalidResponse, RequestException, ConnectionError, TimeoutError), Unavailable),
         )
+        outer = _CALL.set(_Call(f"{action} {place}", time.time(), self._deadline_s))
         try:
             yield
         except StoreError:
@@ -235,6 +264,8 @@ class GcsStore:
                 if isinstance(error, causes):
                     raise meaning(f"cannot {action} {place}: {_reason(error)}") from error
             raise
+        finally:
+            _CALL.reset(outer)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ def build_estimator(
 ) -> "Pipeline":
     """Standardise, then the probe with its strength chosen over the inner `folds`.
 
-    num_components: first reduce to so many principal components, fitted to the training part alone; capped there by
-    what it has. The probe's classes come out as predict_proba, values as predict.
+    num_components: first reduce to so many principal components, fitted to the training part alone, which has to have
+    them (see most_components). The probe's classes come out as predict_proba, values as predict.
     """
     from sklearn.decomposition import PCA
     from sklearn.model_selection import GridSearchCV
@@ -40,8 +40,14 @@ def build_estimator(
     chosen = GridSearchCV(estimator, grid, scoring=scoring, cv=list(folds), error_score="raise")
     if num_components is None:
         return make_pipeline(StandardScaler(), chosen)
-    most = min(len(fold.train) + len(fold.test) for fold in folds) - 1  # centred rows span one dimension less
-    return make_pipeline(PCA(min(num_components, most), random_state=0), StandardScaler(), chosen)
+    return make_pipeline(PCA(num_components, random_state=0), StandardScaler(), chosen)
+
+
+def most_components(rows: np.ndarray) -> int:
+    """In how many directions rows [n, F] differ, to the digits of float32; fewer than n - 1 where some of them are
+    equal, but at least 1. In any other direction scaling would blow rounding up to size 1, and held-out rows as much.
+    """
+    return max(int(np.linalg.matrix_rank((rows - rows.mean(axis=0)).astype(np.float32))), 1)
 
 
 def _choices(probe: EstimatorKind, kind: LabelKind, fewest: int) -> tuple[Any, dict[str, list[Any]]]:

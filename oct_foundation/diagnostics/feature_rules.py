@@ -25,7 +25,7 @@ def collapse(course: Course) -> Finding | None:
 
 
 def position_only(course: Course) -> Finding | None:
-    """pos_ratio >= its line, ev_pos <= 0 or centred_cos <= 0, twice, without collapse."""
+    """pos_ratio >= its line, ev_pos <= 0 or centred_cos <= 0, twice, without collapse and where scans differ."""
     limit = course.thresholds.pos_ratio
     signs = {
         f"pos_ratio {{}}, better is below {limit:g}": course.twice("pos_ratio", lambda ratio: ratio >= limit),
@@ -35,7 +35,7 @@ def position_only(course: Course) -> Finding | None:
         ),
     }
     held = [text.format(shown(values)) for text, values in signs.items() if values]
-    if not held or collapse(course):
+    if not held or course.scans_alike() or collapse(course):
         return None
     return course.found(
         "position_only",

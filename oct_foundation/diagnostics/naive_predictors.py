@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 MAX_ORDER = 8
-# These know the target up to the TR before. They are a bar for a model that does too, and beside one that does not.
-SEES_THE_PAST = ("persistence", "AR")
 _CHOICE_SHARE = 0.2
 
 
@@ -107,23 +105,6 @@ def ridge(
 def shifted(prediction: np.ndarray) -> np.ndarray:
     """A prediction [n, V] of another quarter of the run: what its general looks are worth without its timing."""
     return np.roll(prediction, len(prediction) // 4, axis=0)
-
-
-def naive_predictions(
-    train: Sequence[np.ndarray], held: Sequence[np.ndarray], horizon: int = 1, before: Sequence[np.ndarray] = ()
-) -> dict[str, np.ndarray]:
-    """Those that need nothing but the series themselves: training mean, persistence, AR(p) of the chosen order."""
-    coefficients, mean = fit_autoregression(train), training_mean(train)
-    return {
-        "training mean": np.repeat(mean[None], sum(map(len, held)), axis=0),
-        "persistence": persistence(train, held, horizon, before),
-        f"AR({len(coefficients)})": autoregressive(coefficients, mean, held, horizon, before),
-    }
-
-
-def sees_the_past(name: str) -> bool:
-    """Whether a naive predictor knows the target up to the TR before."""
-    return name.startswith(SEES_THE_PAST)
 
 
 def _lagged_products(segments: Sequence[np.ndarray], order: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from oct_foundation.diagnostics import scores
-from oct_foundation.diagnostics.estimators import build_estimator
+from oct_foundation.diagnostics.estimators import build_estimator, most_components
 from oct_foundation.diagnostics.folds import Split, inner_folds
 from oct_foundation.diagnostics.labels import Label
 
@@ -20,7 +20,8 @@ _INNER_FOLDS = 4
 class Contestant:
     """Frozen features of M volumes. pooled: float [M, F]; tokens: float [M, N, E], for the attentive probe.
 
-    num_components: the probes see so many principal components of `pooled`, fitted to each training part.
+    num_components: the probes see so many principal components of `pooled`, fitted to each training part; as many as
+    it has where it has fewer.
     """
 
     pooled: np.ndarray
@@ -91,8 +92,11 @@ def _predict(
 
         assert contestant.tokens is not None
         return attentive_predictions(contestant.tokens, label, fold, inner, seed)
-    estimator = build_estimator(probe, label.kind, inner, contestant.num_components)
     features = contestant.pooled.astype(np.float64)  # in float32 a ridge of collinear features is ill-conditioned
-    estimator.fit(features[fold.train], label.targets[fold.train])
-    rows = features[fold.test]
+    learned, rows = features[fold.train], features[fold.test]
+    components = contestant.num_components
+    if components is not None:
+        components = min(components, most_components(learned))
+    estimator = build_estimator(probe, label.kind, inner, components)
+    estimator.fit(learned, label.targets[fold.train])
     return estimator.predict(rows) if label.kind == "values" else estimator.predict_proba(rows)

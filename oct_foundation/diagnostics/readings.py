@@ -143,6 +143,12 @@ class Course:
             return None
         return tuple(value / start for value in values)
 
+    def scans_alike(self) -> bool:
+        """Whether all held-out scans had the same features before training and at the last two readings: then they may
+        be copies of one scan, and nothing that compares scans has a meaning.
+        """
+        return self.initial_value("pooled_std") == 0 and self.latest("pooled_std") == (0, 0)
+
     def initial_value(self, name: str) -> float | None:
         """The value of the untrained networks; None where it is missing."""
         return self.initial.values.get(name) if self.initial else None

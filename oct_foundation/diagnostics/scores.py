@@ -12,6 +12,7 @@ Metric = Literal["r2", "mae", "auroc", "balanced_accuracy"]
 
 VALUE_METRICS: tuple[Metric, ...] = ("r2", "mae")
 CLASS_METRICS: tuple[Metric, ...] = ("auroc", "balanced_accuracy")
+_DIGITS = 1000 * np.finfo(np.float64).eps
 
 
 def higher_is_better(metric: Metric) -> bool:
@@ -20,11 +21,15 @@ def higher_is_better(metric: Metric) -> bool:
 
 
 def r2(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """1 - residual / total sum of squares of float [M] arrays, the total around each resample's own mean: float [R]."""
+    """1 - residual / total sum of squares of float [M] arrays, the total around each resample's own mean: float [R].
+
+    NaN where the values of a resample are equal: what is left of their total is rounding.
+    """
     centred = truth - truth.mean()  # a large offset would cost digits in the next line
     count = weights.sum(axis=1)
     total = weights @ centred**2 - (weights @ centred) ** 2 / count
-    return _ratio(total - weights @ (truth - predicted) ** 2, total)
+    rounding = _DIGITS * (weights @ (centred**2 + _DIGITS * truth**2))
+    return _ratio(total - weights @ (truth - predicted) ** 2, np.where(total > rounding, total, 0))
 
 
 def mae(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -100,6 +100,11 @@ def _gaps(course: Course, warmup_steps: int) -> tuple[str, ...]:
         gaps.append(f"The record has {len(course.later)} of the 2 readings {after} that a verdict needs.")
     elif missing := [name for name in ("pos_ratio", "pooled_std") if course.latest(name) is None]:
         gaps.append(f"The last two readings lack {' and '.join(missing)}.")
+    elif course.scans_alike():
+        gaps.append(
+            f"All held-out scans have the same features, before training and at steps {course.steps()}: they may be "
+            "copies of one scan, or empty."
+        )
     return tuple(gaps)
 
 

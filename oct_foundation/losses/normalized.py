@@ -161,19 +161,6 @@ def per_tr(predictions: Predictions, batch: FilmBatch, audio_output: AudioOutput
     }
 
 
-def constant_per_tr(
-    batch: FilmBatch, statistics: TargetStatistics, audio_output: AudioOutput = "codes"
-) -> dict[str, torch.Tensor]:
-    """What `per_tr` gives for the training mean, and for the training frequencies of each codebook (`scalar`: their
-    mean): the bar of skill, on the same TRs. `statistics` on the device of the batch.
-    """
-    targets = {"video": batch.video_target, "text": batch.text, "fmri": batch.fmri}
-    errors = {
-        name: squared_error(statistics.mean[name].expand_as(target), target, name) for name, target in targets.items()
-    }
-    return errors | {AUDIO: constant_costs(batch.audio, statistics.unigram, audio_output)}
-
-
 def constant_costs(codes: torch.Tensor, unigram: torch.Tensor, audio_output: AudioOutput = "codes") -> torch.Tensor:
     """What codes [B, places] cost in each TR, [B], for one who knows only how frequent each is in its book."""
     return place_costs(constant_codes(codes, unigram, audio_output), codes, audio_output).mean(1)

@@ -27,11 +27,18 @@ class ExitCode(IntEnum):
     STOPPED_UNSAVED = 76
     NOT_LEARNING = 77
     REFUSED = 78
+    INTERRUPTED = 130  # what shells say of Ctrl-C; a run that trains saves, and ends with STOPPED
 
     @property
     def worth_a_restart(self) -> bool:
         """False where the next start would end the same way, until a person has changed something."""
-        return self in (ExitCode.FAILED, ExitCode.NO_PROGRESS, ExitCode.STOPPED, ExitCode.STOPPED_UNSAVED)
+        return self in (
+            ExitCode.FAILED,
+            ExitCode.NO_PROGRESS,
+            ExitCode.STOPPED,
+            ExitCode.STOPPED_UNSAVED,
+            ExitCode.INTERRUPTED,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

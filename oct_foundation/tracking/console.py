@@ -74,7 +74,7 @@ class ConsoleTracker:
                     self._bar.update(self._task, completed=step, description=text, refresh=True)
             elif self._line_is_due(step):
                 self._line(f"{self._place(step)} | {text}")
-        if reading := [layout.format(metrics[name]) for name, layout in _READING.items() if name in metrics]:
+        if reading := _reading_cells(metrics):
             self._line(" | ".join([self._place(step), "reading", *reading]))
         others = {name: value for name, value in metrics.items() if not name.startswith(("train/", "diag/"))}
         if others:
@@ -139,3 +139,12 @@ class ConsoleTracker:
 def _cells(train: Mapping[str, float]) -> list[str]:
     """The known columns in their order, as far as they were logged."""
     return [layout.format(train[name]) for name, layout in _COLUMNS.items() if name in train]
+
+
+def _reading_cells(metrics: Mapping[str, float]) -> list[str]:
+    """Those of _READING that were logged; where all scans have the same features their average is exact, and an error
+    divided by its own says nothing.
+    """
+    if metrics.get("diag/pooled_std") == 0:
+        return ["all held-out scans have the same features: collapsed, or copies of one scan"]
+    return [layout.format(metrics[name]) for name, layout in _READING.items() if name in metrics]

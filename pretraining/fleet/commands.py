@@ -17,7 +17,6 @@ from pretraining.fleet.stop import stop
 from pretraining.fleet.transport import open_transport
 from pretraining.fleet.workers import Workers
 
-EXIT_INTERRUPTED = 130  # what shells say of Ctrl-C
 _ACTIONS = {
     "check": "reach every worker: Python, disk, memory, free chips and ports, clock",
     "deploy": "one pushed commit on all workers, and the proof that it is the same everywhere",
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.CONFIG
     except KeyboardInterrupt:
         print("octfm: interrupted; what was sent to the workers goes on: octfm fleet status", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from oct_foundation.runtime.exits import ExitCode
 from pretraining.health.sections import Gravity
 
-_EXIT_INTERRUPTED = 130  # what shells say of Ctrl-C
 _CODES = """exit codes:
   0  sound: nothing speaks against it (CANNOT TELL alone is no fault; see --strict)
   1  a warning: flat loss, over-fit, dominance, two runs in one record, partial validation ...
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Gravity.BROKEN
     except KeyboardInterrupt:
         print("octfm: interrupted", file=sys.stderr)
-        return _EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _run(arguments: argparse.Namespace) -> int:

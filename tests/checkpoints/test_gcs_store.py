@@ -3,6 +3,7 @@ deadline by much.
 """
 
 import os
+import re
 import resource
 import secrets
 import tempfile
@@ -69,11 +70,12 @@ def test_an_upload_through_trouble_is_whole_and_once(
 
 @pytest.mark.parametrize("action", ["status", "cut", "lose_reply"])
 def test_a_commit_through_trouble_is_there_and_may_be_said_again(
-    gcs: GcsEmulator, store: GcsStore, action: str
+    gcs: GcsEmulator, store: GcsStore, action: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     gcs.proxy.inject(Fault(match="^POST .*upload", action=action, after=10))  # type: ignore[arg-type]
     store.commit("m", b"one")
     assert gcs.proxy.unused() == []
+    assert caplog.records == [], "trouble of a second is not worth a line"
     store.commit("m", b"one")
     with pytest.raises(Conflict, match="other bytes"):
         store.commit("m", b"two")
@@ -122,13 +124,20 @@ def test_a_revoked_permission_is_said_at_once(gcs: GcsEmulator, store: GcsStore,
 
 
 @pytest.mark.parametrize("call", ["commit", "get_bytes", "list"])
-def test_a_silent_service_is_given_up_at_the_deadline(gcs: GcsEmulator, store: GcsStore, call: str) -> None:
+def test_a_silent_service_is_given_up_at_the_deadline_and_one_line_says_until_when(
+    gcs: GcsEmulator, store: GcsStore, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     gcs.proxy.inject(Fault(match=".", action="status", status=503, times=None))
+    monkeypatch.setattr("oct_foundation.checkpoints.gcs._QUIET_S", 0.0)
     hasty = GcsStore(store.uri, deadline_s=3)
     started = time.monotonic()
     with pytest.raises(Unavailable):
         getattr(hasty, call)(*{"commit": ("a", b""), "get_bytes": ("a",), "list": ()}[call])
     assert time.monotonic() - started < 30
+    [line] = [record.getMessage() for record in caplog.records if record.name == "oct_foundation.checkpoints.gcs"]
+    assert re.fullmatch(
+        rf"cannot \w+ {store}\S* yet \(\w+: .+\); it is tried again until \d\d:\d\d:\d\d at the latest", line
+    )
 
 
 def test_a_bucket_that_does_not_exist_is_not_found(gcs: GcsEmulator, store: GcsStore) -> None:

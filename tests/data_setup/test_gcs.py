@@ -105,6 +105,20 @@ def test_what_the_network_does_once_or_twice_leaves_no_trace(
     assert disturbed.rows == undisturbed.rows
 
 
+def test_a_bucket_that_is_silent_is_told_of_once_and_one_that_answers_is_not(
+    gcs: GcsEmulator, bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gcs.put(bucket, "scans/one", b"1")
+    assert len(list_files(f"gs://{bucket}/scans")) == 1
+    assert caplog.records == []
+    monkeypatch.setattr(data_setup.gcs, "_QUIET_S", 0.3)
+    gcs.proxy.inject(Fault(match="GET .*/o[/?]", action="delay", seconds=0.6))
+    assert len(list_files(f"gs://{bucket}/scans")) == 1
+    assert gcs.proxy.unused() == []
+    [line] = [record.getMessage() for record in caplog.records]
+    assert f"bucket gs://{bucket}: no answer for 0 s; it is asked again until about " in line
+
+
 def test_an_object_that_always_arrives_wrong_is_a_transfer_mismatch(
     gcs: GcsEmulator, bucket: str, tmp_path: Path
 ) -> None:

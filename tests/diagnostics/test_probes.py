@@ -13,6 +13,8 @@ from oct_foundation.diagnostics.labels import read_label
 from oct_foundation.diagnostics.out_of_fold import Contestant
 from oct_foundation.diagnostics.probes import ProbeSettings, probe
 from oct_foundation.diagnostics.quick_probe import quick_probe
+from oct_foundation.diagnostics.voxel_controls import voxel_controls
+from oct_foundation.geometry import PatchGrid
 
 M, WIDTH = 80, 12
 PEOPLE = np.repeat(np.arange(M // 2), 2)  # both eyes of 40 people
@@ -113,6 +115,24 @@ def test_a_probe_that_recognises_people_gains_nothing():
     assert by_person.score < 0.1
     assert by_volume.score > 0.9
     assert (by_person.num_patients, by_volume.num_patients) == (30, 120)
+
+
+def test_equal_scans_leave_the_principal_components_no_worse_than_the_mean():
+    """Of no variance in the training part, directions of rounding had an R2 of -3e30."""
+    rng = np.random.default_rng(0)
+    volumes, label = rng.integers(0, 256, (30, 4, 8, 8)).astype(np.uint8), rng.normal(300, 20, 30)
+    volumes[:6] = volumes[0]
+    grid = PatchGrid(image_size=(4, 8, 8), patch_size=(2, 4, 4))
+    voxels = volumes.reshape(30, -1).astype(float)
+    contestants = {
+        "pca": voxel_controls(volumes, range(30), grid, num_components=384)["pca"],
+        "whole": Contestant(pooled=voxels, num_components=384),
+    }
+    settings = ProbeSettings(probes=("ridge",), folds=3, resamples=100)
+    rows = probe(contestants, {"thickness": label}, np.arange(30), settings)
+    for name in contestants:
+        assert row_of(rows, name, "r2").score > row_of(rows, "mean_predictor", "r2").score - 0.1
+        assert np.isfinite(row_of(rows, name, "r2").low)
 
 
 def test_no_patient_is_on_both_sides_and_every_volume_is_scored_once(grade):

@@ -27,6 +27,20 @@ def test_scores_of_values_are_those_of_scikit_learn_for_every_resample(score, or
     np.testing.assert_allclose(score(TRUTH, SAID, WEIGHTS), expected)
 
 
+@pytest.mark.parametrize("value", [0.1, 300.7, 1e6])
+def test_a_resample_of_equal_values_has_no_r2(value):
+    """Of their total sum of squares rounding is left: it made an R2 of -4e16."""
+    alike = WEIGHTS * (np.arange(NUM_VOLUMES) < 7)
+    truth = np.where(np.arange(NUM_VOLUMES) < 7, value, TRUTH)
+    found = scores.r2(truth, SAID, np.vstack([np.ones((1, NUM_VOLUMES)), alike]))
+    assert np.isnan(found).tolist() == [False] + [True] * len(alike)
+    assert np.isnan(scores.r2(np.full(NUM_VOLUMES, value), SAID, WEIGHTS)).all()
+    close = value + 1e-6 * value * RNG.normal(size=NUM_VOLUMES)  # as alike as values that differ get
+    assert scores.r2(close, np.full(NUM_VOLUMES, value), WEIGHTS) == pytest.approx(
+        [metrics.r2_score(close - value, np.zeros(NUM_VOLUMES), sample_weight=row) for row in WEIGHTS], rel=1e-6
+    )
+
+
 def test_auroc_in_one_fold_is_one_against_the_rest_averaged():
     expected = [
         np.mean([metrics.roc_auc_score(code == CODES, SHARES[:, code], sample_weight=row) for code in range(3)])

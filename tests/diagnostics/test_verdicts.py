@@ -150,9 +150,17 @@ def test_prediction_without_spread_is_a_contradiction():
 
 
 def test_scans_that_all_look_the_same_to_the_untrained_encoder_are_not_learned_from():
-    judgement = judge(run(ratios=(1.0, 1e6, 1e6), spreads=(0.0, 0.0, 0.0)))
+    judgement = judge(run(ratios=(1.0, 1e6, 1e6), spreads=(0.0, 0.0, 0.1)))
     assert judgement.verdict == "NOT LEARNING"
     assert "no measure" in judgement.reasons[1]
+
+
+def test_held_out_scans_that_never_differ_say_nothing():
+    judgement = judge(run(ratios=(1.0, 1e6, 1e6), spreads=(0.0, 0.0, 0.0), centred_cos=0.0))
+    assert judgement.verdict == "CANNOT TELL"
+    assert "copies of one scan" in judgement.reasons[0]
+    assert judgement.findings == ()
+    assert judge(run(ratios=(8.0, 1e6, 1e6), spreads=(0.1, 0.0, 0.0))).verdict == "COLLAPSED"
 
 
 @pytest.mark.parametrize(("num_volumes", "verdict"), [(7, "CANNOT TELL"), (8, "LEARNING")])

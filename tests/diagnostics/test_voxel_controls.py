@@ -23,6 +23,12 @@ def test_coordinates_keep_every_distance_so_that_a_pca_is_the_same():
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-3, atol=1e-2)
 
 
+def test_equal_volumes_have_no_direction_of_their_own():
+    volumes = VOLUMES.copy()
+    volumes[2:6] = volumes[7]
+    assert voxel_coordinates(volumes, range(10), GRID).any(axis=0).sum() == 10 - 4 - 1
+
+
 def test_reading_by_groups_of_b_scans_changes_nothing(monkeypatch):
     whole = voxel_coordinates(VOLUMES, ROWS, GRID)
     monkeypatch.setattr(module, "_CHUNK_BYTES", 1)

@@ -115,7 +115,7 @@ def test_equal_ranks_are_no_matter():
     check_ranks_alike(NativeRuntime("cpu"), "here", USUAL)
 
 
-@pytest.mark.parametrize("code", [1, 71, 75, 76])
+@pytest.mark.parametrize("code", [1, 71, 75, 76, 130])
 def test_what_may_end_otherwise_next_time_is_worth_a_restart(code):
     assert ExitCode(code).worth_a_restart
 

@@ -300,7 +300,13 @@ def test_the_table_fits_a_narrow_terminal_and_marks_what_clears_the_controls(wid
     console = Console(file=io.StringIO(), width=width, color_system=None)
     print_table(rows, console)
     printed = console.file.getvalue()
+    assert "cannot tell" not in printed
     assert printed.count("1.00 *") == 1
     assert ("[1.00, 1.00]" in printed) == (width == 200)
     assert "\u2026" not in printed  # nothing was cut off
     assert max(map(len, printed.splitlines())) <= width
+    unknown = replace(rows[0], low=float("nan"), high=float("nan"))
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    print_table([unknown, *rows[1:]], console)
+    assert "cannot tell" in console.file.getvalue()
+    assert "nan," not in console.file.getvalue()

@@ -41,3 +41,10 @@ def test_a_broken_stage_is_named_and_the_exit_code_is_1(monkeypatch, capsys):
 def test_a_wrong_configuration_is_exit_code_2(wrong, capsys):
     assert shapes.main([str(SMOKE), wrong]) == 2
     assert wrong.split("=")[0].split(".")[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("called", "name"), [({}, "octfm shapes"), ({"prog": "debug_shapes.py"}, "debug_shapes.py")])
+def test_the_help_says_what_was_called(called, name, capsys):
+    with pytest.raises(SystemExit):
+        shapes.main(["--help"], **called)
+    assert capsys.readouterr().out.startswith(f"usage: {name} ")

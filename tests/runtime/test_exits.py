@@ -41,4 +41,4 @@ def test_a_new_start_clears_the_records_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_only_what_may_end_otherwise_is_worth_a_restart(code):
-    assert code.worth_a_restart == (code in {1, 71, 75, 76})
+    assert code.worth_a_restart == (code in {1, 71, 75, 76, 130})

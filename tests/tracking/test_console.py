@@ -52,6 +52,16 @@ def test_missing_metrics_are_left_out_and_nan_is_shown():
     assert stream.getvalue() == "step  3/10 | loss nan | left ?\n"
 
 
+def test_a_reading_of_scans_that_do_not_differ_shows_no_ratio_of_nothing():
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream=stream)
+    console.log({"diag/pos_ratio": 0.5, "diag/pooled_std": 0.1}, 3)
+    console.log({"diag/pos_ratio": 1e6, "diag/pooled_std": 0.0, "diag/rankme_pooled": 1.0}, 4)
+    different, alike = stream.getvalue().splitlines()
+    assert "average scan 0.5 (below 1: knows the eye) | spread of features 0.1" in different
+    assert alike == "step  4/10 | reading | all held-out scans have the same features: collapsed, or copies of one scan"
+
+
 def test_a_log_gets_the_first_lines_all_then_one_in_a_while_and_the_last():
     clock, stream = Clock(), io.StringIO()
     console = ConsoleTracker(1000, stream=stream, clock=clock)

@@ -8,7 +8,7 @@ import torch
 
 from data_setup.neuro.film_dataset import FilmDataset
 from oct_foundation.film import CONTINUOUS
-from oct_foundation.losses.normalized import constant_per_tr, per_tr, unigram_cross_entropy
+from oct_foundation.losses.normalized import constant_costs, per_tr, unigram_cross_entropy
 from pretraining.reconstruct.overview import wholes
 from pretraining.reconstruct.samples import book_scores, cosine, predict, r_over_time, scores, spread_over
 from pretraining.tasks.autoencoder import AutoencoderTask
@@ -25,13 +25,14 @@ def test_errors_and_costs_are_those_of_the_training_losses(audio_output):
     with torch.no_grad():
         output = model.network(batch.video, batch.audio, batch.text, batch.fmri)
     errors = per_tr(output, batch, audio_output)
-    constants = constant_per_tr(batch, task.film.statistics, audio_output)
+    statistics, targets = task.film.statistics, {"video": batch.video_target, "text": batch.text, "fmri": batch.fmri}
     for name in CONTINUOUS:
-        variance = task.film.statistics.variance[name]
+        variance, of_mean = statistics.variance[name], (targets[name] - statistics.mean[name]).square().mean(1)
         np.testing.assert_allclose(found.fvu(name) * variance, errors[name], rtol=1e-4)
-        np.testing.assert_allclose(found.mean_fvu(name) * variance, constants[name], rtol=1e-4)
+        np.testing.assert_allclose(found.mean_fvu(name) * variance, of_mean, rtol=1e-4)
     np.testing.assert_allclose(found.code_costs.mean(1), errors["audio"], rtol=1e-4)
-    np.testing.assert_allclose(found.constant_costs.mean(1), constants["audio"], rtol=1e-4)
+    by_frequency = constant_costs(batch.audio, statistics.unigram, audio_output)
+    np.testing.assert_allclose(found.constant_costs.mean(1), by_frequency, rtol=1e-4)
     quarter = len(data) // 4
     moved = replace(batch, audio=batch.audio[np.roll(np.arange(len(data)), -quarter)])
     np.testing.assert_allclose(found.shifted_costs, per_tr(output, moved, audio_output)["audio"], rtol=1e-4)
