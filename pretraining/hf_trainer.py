@@ -27,7 +27,7 @@ from data_setup.neuro.samples import Sample
 from data_setup.sampler import SampleKey
 from oct_foundation.batch import ConversationBatch
 from oct_foundation.losses.inactive import Activity, Inactive, Policy, drift_warning
-from oct_foundation.models.vision_language import NO_ANSWER, ConversationLoss, VisionLanguageModel
+from oct_foundation.models.vision_language import NO_ANSWER, ConversationLoss, VisionLanguageModel, check_places
 from pretraining.branch_norms import BranchNorms, Drift
 from pretraining.hf_answers import AnswerLog
 from pretraining.hf_backend import arguments_for, with_open_config
@@ -152,8 +152,10 @@ class DummyLossTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, ConversationLoss]:
         """Sum over the answer tokens divided by num_items_in_batch, or, without it, the mean over rows."""
         batch = self._prepare_inputs(inputs)
-        self._follow(model)
+        inner = self._follow(model)
         if torch.is_grad_enabled():
+            if self.state.global_step == 0:  # it waits for the device; a collator that is wrong is so from the first on
+                check_places(batch, inner.config, inner.tokens)
             self.inactive.see(batch.present)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # DDP takes the mean over ranks of what is to be a sum; the loss times ranks would scale the dummy, too.

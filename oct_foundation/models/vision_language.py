@@ -227,7 +227,7 @@ def place_features(embeddings: torch.Tensor, places: torch.Tensor, features: tor
 def check_places(batch: ConversationBatch, config: VisionLanguageConfig, tokens: TokenIds) -> None:
     """Raises ValueError unless each modality has as many places in the text as its images give tokens.
 
-    Reads tensors: for a batch on the host, once per data set or in the collator, not in the step.
+    Reads tensors: for a batch on the host, or for the first ones on a device.
     """
     for name, layout in config.modalities.items():
         found = int((batch.input_ids == tokens.image[name]).sum())

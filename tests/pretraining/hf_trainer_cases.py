@@ -1,5 +1,6 @@
 """What the tests of DummyLossTrainer look at, run in one process of its own: python -m ... <folder> <output.json>."""
 
+import dataclasses
 import inspect
 import json
 import math
@@ -354,6 +355,11 @@ def tied_weights(folder: Path) -> dict[str, Any]:
 def refusals(folder: Path) -> dict[str, Any]:
     """What is said to settings that this trainer would be wrong with."""
     found = {}
+    unpooled = dataclasses.replace(LAYOUTS["T1"], pool=(1, 1, 1))
+    try:
+        trainer_of(folder, ["T1", "T1"], model=new_model(layouts=LAYOUTS | {"T1": unpooled})).train()
+    except ValueError as raised:
+        found["places"] = str(raised)
     for name, change in {
         "deepspeed": {"deepspeed": {"zero_optimization": {"stage": 2}}},
         "fsdp": {"fsdp": "full_shard"},

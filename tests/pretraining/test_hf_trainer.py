@@ -249,9 +249,10 @@ def test_logs_by_epoch_of_a_model_that_trainer_has_made(found):
         ("find_unused", "ddp_find_unused_parameters is False"),
         ("dispatch", "cuts every tensor of a batch alike"),
         ("alone", "each would train alone"),
+        ("places", "2 images of T1 need 8 places each in the text; found 2"),
     ],
 )
-def test_backends_that_would_be_silently_wrong_are_refused(found, backend, words):
+def test_what_would_be_silently_wrong_is_refused(found, backend, words):
     assert words in found["refusals"][backend]
 
 
