@@ -1,5 +1,7 @@
 """A run whose features collapse is named as such, and ends where that is asked for."""
 
+import pytest
+
 from oct_foundation.runtime.exits import ExitCode
 from pretraining.report.command import main as report
 
@@ -26,6 +28,7 @@ def test_a_collapse_stops_the_run_saved_and_named(train, tmp_path, capsys):
     assert report([str(run.folder), "--strict"]) == 1
 
 
+@pytest.mark.slow  # two more runs for one reading that a checkpoint carries on
 def test_a_resumed_run_is_compared_with_its_own_start(train, tmp_path):
     some = ("train.max_steps=130", "checkpoint.every_steps=60")
     train(tmp_path, *TINY, *some, fault="crash:70", code=1)

@@ -28,6 +28,7 @@ def stop_in_mid_run(train, folder, device):
     return at
 
 
+@pytest.mark.slow  # the two ranks below stop and save, test_runs.py goes on bit for bit
 def test_a_run_that_is_asked_to_stop_saves_at_once_and_goes_on_bit_for_bit(train, tmp_path):
     straight = train(tmp_path / "straight", *SHORT)
     at = stop_in_mid_run(train, tmp_path / "stopped", "cpu")
