@@ -163,6 +163,7 @@ def test_a_worker_that_is_killed_is_named_and_replaced_and_no_sample_is_lost(
     assert "by signal SIGKILL at volume id-5 in epoch 0, peak memory" in caplog.text
 
 
+@pytest.mark.slow  # four starts of workers for one sentence
 def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_remedy():
     with pytest.raises(
         LoaderError, match=r"SIGKILL at volume id-5 in epoch 0.* more often than .*lower data\.loader\.num_workers"

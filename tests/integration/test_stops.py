@@ -88,6 +88,7 @@ def test_a_last_save_that_fails_is_no_rank_s_success(train, tmp_path, monkeypatc
     assert "its last checkpoint is not saved" in run.output
 
 
+@pytest.mark.slow  # tests/runtime/test_child_watch.py has the sentence
 def test_a_rank_that_is_killed_is_named_with_its_signal_and_memory(train, tmp_path):
     run = train(tmp_path, *SHORT, *TWO_RANKS, fault="kill@1:3", code=1)
     assert "was killed by signal 9 (SIGKILL)" in run.output
@@ -133,6 +134,7 @@ def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # test_full_disk_run.py has a place that fails, and ends alike
 def test_a_place_that_vanishes_ends_the_run_after_three_failures(train, tmp_path, monkeypatch):
     monkeypatch.setenv("VANISH", str(tmp_path / "checkpoints"))
     run = train(
