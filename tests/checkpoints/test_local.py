@@ -100,7 +100,7 @@ def test_a_folder_that_may_not_be_written_is_denied(tmp_path):
     tmp_path.chmod(0o555)
     try:
         if os.access(tmp_path, os.W_OK):
-            pytest.skip("this user may write anywhere")
+            pytest.skip("THIS USER MAY WRITE ANYWHERE: a place without permission was NOT tested")
         with pytest.raises(Denied, match="Permission denied"):
             LocalStore(tmp_path / "run").probe()
     finally:
@@ -109,7 +109,7 @@ def test_a_folder_that_may_not_be_written_is_denied(tmp_path):
 
 def test_a_read_only_file_system_is_denied():
     if not Path("/proc/self").exists():
-        pytest.skip("no /proc here")
+        pytest.skip("NO /proc: this was NOT tested")
     with pytest.raises(StoreError, match="/proc"):
         LocalStore(Path("/proc/self/checkpoints")).probe()
 

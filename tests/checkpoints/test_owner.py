@@ -38,7 +38,9 @@ RENEW_S, PATIENCE_S = 0.1, 0.2
 # Of a start that must not need its patience: a busy machine may be slow, but this is longer.
 LONG_S = 60.0
 
-pytestmark = pytest.mark.skipif(not HERE.kernel, reason="no /proc here: no owner can be known to be dead")
+pytestmark = pytest.mark.skipif(
+    not HERE.kernel, reason="NO /proc, no owner can be known to be dead: owners were NOT tested"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,7 @@ def test_a_full_disk_under_the_writer_is_called_full(store, tmp_path):
             full.write(b"x")
 
     if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
+        pytest.skip("NO /dev/full: a full disk was NOT tested")
     with pytest.raises(Full, match=r"state\.pt.*No space left"):
         store.put(KEY, write)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

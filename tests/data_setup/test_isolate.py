@@ -68,7 +68,9 @@ def test_a_task_that_hangs_is_ended_and_not_repeated() -> None:
     assert time.monotonic() - started < 100
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is ignored elsewhere")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="RLIMIT_AS is ignored outside Linux: the limit of memory was NOT tested"
+)
 def test_memory_beyond_the_limit_is_refused_and_the_child_lives_on() -> None:
     pid, refused, granted, same = run_isolated(
         job, [("shout", ""), ("allocate", 2 << 30), ("allocate", 1 << 28), ("shout", "")], 1, LIMITS

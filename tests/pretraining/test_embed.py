@@ -130,7 +130,7 @@ def test_without_a_readable_volume_an_earlier_table_stays(run, copied, tmp_path,
 )
 def test_a_wrong_call_is_one_line(run, prepared_scans, tmp_path, capsys, changes, message):
     if "--device" in changes and torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
+        pytest.skip("THIS MACHINE HAS CUDA: its absence was NOT tested")
     options = {"--out": str(tmp_path / "t.parquet")} | changes
     assert embed_command([str(run), str(prepared_scans), *(word for pair in options.items() for word in pair)]) == 2
     error = capsys.readouterr().err

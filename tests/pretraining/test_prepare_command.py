@@ -126,7 +126,7 @@ def test_a_wrong_call_is_one_line_before_any_work(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NO /dev/full: a full disk was NOT tested")
 def test_a_full_disk_stops_and_the_same_call_goes_on(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stopped = octfm("prepare", str(scans), "--out", str(out), SIZE, ulimit="-f 4")  # KiB; a volume has 8320 bytes

@@ -134,7 +134,7 @@ def talker(folder: Path, stdout: int) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.skipif(shutil.which("tee") is None, reason="no tee here")
+@pytest.mark.skipif(shutil.which("tee") is None, reason="NO tee: the log was NOT tested")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_log_hears_what_is_said_after_a_signal_to_every_process(tmp_path, number):
     process = talker(tmp_path, subprocess.PIPE)

@@ -16,7 +16,7 @@ from oct_foundation.runtime.child_watch import ChildWatch, cgroup_folders, cgrou
 
 SPAWN = multiprocessing.get_context("spawn")
 MIB = 2**20
-linux = pytest.mark.skipif(sys.platform != "linux", reason="sizes of processes are read from /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="NO /proc: sizes of killed processes were NOT tested")
 
 
 @pytest.fixture(autouse=True)

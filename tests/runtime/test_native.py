@@ -154,7 +154,6 @@ def test_the_kernel_says_whether_the_processor_has_bf16(tmp_path, cpuinfo, expec
     assert not cpu_has_bf16(tmp_path / "not there")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present here: its absence cannot be tested")
 @pytest.mark.parametrize(("wanted", "expected"), [(None, 3), (2, 2)])
 def test_a_host_gets_a_rank_for_each_visible_gpu_or_as_many_as_are_wanted(monkeypatch, wanted, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -164,6 +163,7 @@ def test_a_host_gets_a_rank_for_each_visible_gpu_or_as_many_as_are_wanted(monkey
     assert (native_ranks("cpu"), native_ranks("cpu", 4)) == (1, 4)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present here: its absence cannot be tested")
 def test_a_device_that_is_not_there_is_an_error_that_says_what_is():
     with pytest.raises(ValueError, match="no CUDA device"):
         choose_kind("cuda")

@@ -27,7 +27,7 @@ from oct_foundation.tracking.device_readers import (
 )
 from oct_foundation.tracking.device_sampler import DeviceSampler, read_samples, summarise
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="NO /proc: the CPU's figures were NOT tested")
 
 
 class Clock:
